@@ -1,0 +1,12 @@
+//! The generated messages, clients and servers of `proto/`, and nothing else.
+
+#![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+
+/// The package `resourceallocator.v1`.
+pub mod v1 {
+    tonic::include_proto!("resourceallocator.v1");
+    include!(concat!(env!("OUT_DIR"), "/resourceallocator.v1.serde.rs"));
+}
+
+/// The descriptors of every message and service, as reflection serves them.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
