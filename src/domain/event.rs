@@ -1,0 +1,218 @@
+//! The log: one [`Operation`] for each thing that was committed, which expands to the events that watchers see. The expansion
+//! is a function of the operation alone, so that every replica numbers the same events alike.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::{
+    Allocation, Disposition, ProjectId, Reason, ResourceRequest, Resources, Server, ServerHandle,
+    request::{ModuleRequest, Strategy},
+};
+
+/// A committed operation, with its place in the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogEntry {
+    /// The number of its first event.
+    pub first_sequence: i64,
+    /// When it was decided, by the database's clock.
+    pub event_time: OffsetDateTime,
+    /// The project that it is about; none for changes of the inventory.
+    pub project_id: Option<ProjectId>,
+    /// The server that it is about, where there is one.
+    pub server_handle: Option<ServerHandle>,
+    /// The request that caused it.
+    pub request_id: String,
+    /// What was done.
+    pub operation: Operation,
+}
+
+impl LogEntry {
+    /// The number of its last event.
+    #[must_use]
+    pub fn last_sequence(&self) -> i64 {
+        self.first_sequence + self.operation.event_count() - 1
+    }
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operation {
+    /// A project was placed, or added to.
+    Ensured(Ensured),
+    /// A project could not be placed or added to.
+    Refused(Refused),
+    /// A project gave back ports, and with the last one its capacity.
+    Released(Released),
+    /// The inventory changed.
+    ServerChanged(ServerChanged),
+}
+
+/// What an ensure asked for, as the request named it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requested {
+    /// The modules.
+    pub modules: Vec<ModuleRequest>,
+    /// The resources.
+    pub resources: ResourceRequest,
+}
+
+/// A project was placed, or added to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ensured {
+    /// What was asked for.
+    pub requested: Requested,
+    /// How the server was chosen; none where the project was already placed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selected: Option<Selected>,
+    /// The server's address.
+    pub server_address: String,
+    /// What was reserved in addition.
+    pub grown: Resources,
+    /// The ports that were given.
+    pub allocations: Vec<Allocation>,
+    /// How many ports the project holds now.
+    pub allocation_count: u32,
+}
+
+/// How a server was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selected {
+    /// The strategy.
+    pub strategy: Strategy,
+    /// What was free before.
+    pub free_before: Resources,
+    /// What was free after.
+    pub free_after: Resources,
+}
+
+/// An ensure was refused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Refused {
+    /// What was asked for.
+    pub requested: Requested,
+    /// Why it was refused.
+    pub reason: Reason,
+    /// What kind of act is needed.
+    pub disposition: Disposition,
+    /// The message that the caller got.
+    pub message: String,
+    /// The figures that the caller got.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A project gave back ports.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Released {
+    /// The server's address.
+    pub server_address: String,
+    /// The ports that were given back.
+    pub allocations: Vec<Allocation>,
+    /// What went back with the last port; none while the project still holds one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub returned: Option<Resources>,
+    /// Until when the ports rest.
+    #[serde(with = "time::serde::timestamp::microseconds")]
+    pub free_after: OffsetDateTime,
+}
+
+/// What kind of change of the inventory it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerChange {
+    /// The server is new.
+    Registered,
+    /// Its status or whether it is managed changed.
+    Status,
+    /// Its capacity or headroom changed.
+    Capacity,
+    /// Another field changed.
+    Updated,
+    /// Its usage report is too old.
+    UsageStale,
+    /// It was removed.
+    Removed,
+}
+
+/// The inventory changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServerChanged {
+    /// Every kind of change, at least one.
+    pub changes: Vec<ServerChange>,
+    /// The server after the change, or as it last was where it was removed.
+    pub server: Server,
+}
+
+impl ServerChanged {
+    /// What changed from one state of a server to the next; none when nothing did.
+    #[must_use]
+    pub fn between(before: Option<&Server>, after: &Server) -> Option<Self> {
+        let Some(before) = before else {
+            return Some(Self { changes: vec![ServerChange::Registered], server: after.clone() });
+        };
+        let fields = before.changed_fields(after);
+        let kinds = [
+            (ServerChange::Status, &["status", "managed"][..]),
+            (ServerChange::Capacity, &["capacity", "headroom"]),
+            (ServerChange::Updated, &["address", "labels", "port_range", "excluded_ports", "source", "external_id"]),
+        ];
+        let changes: Vec<_> = kinds
+            .into_iter()
+            .filter(|(_, names)| fields.iter().any(|field| names.contains(field)))
+            .map(|(kind, _)| kind)
+            .collect();
+        (!changes.is_empty()).then(|| Self { changes, server: after.clone() })
+    }
+}
+
+/// An event, as watchers see it; a view into the operation that it is of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event<'a> {
+    /// An ensure was asked for.
+    Requested(&'a Requested),
+    /// A server was chosen.
+    ServerSelected(&'a Ensured, Selected),
+    /// A module was given its port.
+    PortAllocated(&'a Ensured, &'a Allocation),
+    /// The ensure was committed.
+    Completed(&'a Ensured),
+    /// The ensure was refused.
+    Failed(&'a Refused),
+    /// Ports were given back.
+    Released(&'a Released),
+    /// The inventory changed.
+    ServerChanged(&'a ServerChanged),
+}
+
+impl Operation {
+    /// The events, in order.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event<'_>> {
+        match self {
+            Self::Ensured(ensured) => {
+                let mut events = vec![Event::Requested(&ensured.requested)];
+                events.extend(ensured.selected.map(|selected| Event::ServerSelected(ensured, selected)));
+                events.extend(ensured.allocations.iter().map(|allocation| Event::PortAllocated(ensured, allocation)));
+                events.push(Event::Completed(ensured));
+                events
+            }
+            Self::Refused(refused) => vec![Event::Requested(&refused.requested), Event::Failed(refused)],
+            Self::Released(released) => vec![Event::Released(released)],
+            Self::ServerChanged(changed) => vec![Event::ServerChanged(changed)],
+        }
+    }
+
+    /// How many events there are: the width of the operation's span of numbers.
+    #[must_use]
+    pub fn event_count(&self) -> i64 {
+        match self {
+            Self::Ensured(ensured) => {
+                let ports = i64::try_from(ensured.allocations.len()).unwrap_or(i64::MAX);
+                2 + i64::from(ensured.selected.is_some()) + ports
+            }
+            Self::Refused(_) => 2,
+            Self::Released(_) | Self::ServerChanged(_) => 1,
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The fleet: the state of a pool of servers as a fold over its log. Each replica keeps one and plans against it; it is a cache
+//! that can be thrown away and read from the tables again at any time.
+//!
+//! It holds what a choice needs (servers, sums, ports), not what each project holds: that is read for the projects at hand.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashMap},
+};
+
+use time::{Duration, OffsetDateTime};
+
+use super::{
+    Allocation, Port, ProjectId, Protocol, Reason, Resources, Server, ServerHandle,
+    event::{LogEntry, Operation, ServerChange, ServerChanged},
+    ports::ServerPorts,
+    server::Observation,
+};
+
+/// For how long the same refusal of the same project is not told again (contract, "AllocationEvent").
+pub const REFUSAL_QUIET: Duration = Duration::seconds(10);
+
+/// A server, with all that is reserved on it and was observed of it.
+#[derive(Debug, Clone)]
+pub struct ServerState {
+    /// What its operators and its source set.
+    pub server: Server,
+    /// The sum over its placements.
+    pub reserved: Resources,
+    /// How many projects are placed on it.
+    pub placement_count: i64,
+    /// The latest usage report, if there ever was one.
+    pub observed: Option<Observation>,
+    /// Whether the log has told that the report is too old.
+    pub usage_stale: bool,
+    /// Counts changes of what operators and sources set: the server's etag.
+    pub generation: i64,
+    /// Its ports.
+    pub ports: ServerPorts,
+}
+
+impl ServerState {
+    /// A server that holds nothing.
+    #[must_use]
+    pub fn empty(server: Server) -> Self {
+        let mut state = Self {
+            server,
+            reserved: Resources::ZERO,
+            placement_count: 0,
+            observed: None,
+            usage_stale: false,
+            generation: 1,
+            ports: ServerPorts::default(),
+        };
+        state.ports.block(&state.server, None);
+        state
+    }
+
+    /// What could still be placed: capacity less headroom less the greater of reserved and observed (L21).
+    #[must_use]
+    pub fn free(&self) -> Resources {
+        self.free_with(Resources::ZERO)
+    }
+
+    /// What could still be placed once `more` is reserved too.
+    #[must_use]
+    pub fn free_with(&self, more: Resources) -> Resources {
+        let observed = self.observed.as_ref().map_or(Resources::ZERO, Observation::usage);
+        self.server.budget() - (self.reserved + more).max(observed)
+    }
+
+    /// How old the usage report is; none when there never was one. Both times are the database's clock, so a report cannot come
+    /// from the future but by a failover to a clock that is behind: that counts as fresh (L28).
+    #[must_use]
+    pub fn usage_age(&self, now: OffsetDateTime) -> Option<Duration> {
+        self.observed.as_ref().map(|observed| (now - observed.observe_time).max(Duration::ZERO))
+    }
+}
+
+/// What is read of a server at once: all but its ports.
+#[derive(Debug, Clone)]
+pub struct ServerRow {
+    /// The server, its sums and its usage, with no ports in it yet.
+    pub state: ServerState,
+    /// The pool's inventory revision of the row's last change.
+    pub revision: i64,
+}
+
+/// A pool's servers in memory.
+#[derive(Debug, Clone, Default)]
+pub struct Fleet {
+    servers: Vec<Option<ServerState>>,
+    vacant: Vec<usize>,
+    by_handle: HashMap<ServerHandle, usize>,
+    by_free_ram: BTreeSet<(Reverse<i64>, ServerHandle, usize)>,
+    recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
+    sequence: i64,
+}
+
+impl Fleet {
+    /// The number of the last event that was folded.
+    #[must_use]
+    pub fn sequence(&self) -> i64 {
+        self.sequence
+    }
+
+    /// Sets the number of the last event that the tables contained when they were read.
+    pub fn set_sequence(&mut self, sequence: i64) {
+        self.sequence = sequence;
+    }
+
+    /// How many servers there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_handle.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_handle.is_empty()
+    }
+
+    /// One server.
+    #[must_use]
+    pub fn get(&self, handle: &ServerHandle) -> Option<&ServerState> {
+        self.by_handle.get(handle).and_then(|slot| self.servers[*slot].as_ref())
+    }
+
+    /// Every server, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &ServerState> {
+        self.servers.iter().flatten()
+    }
+
+    /// Every server, the most free RAM first, ties by handle.
+    pub fn by_free_ram(&self) -> impl Iterator<Item = &ServerState> {
+        self.by_free_ram.iter().filter_map(|(_, _, slot)| self.servers[*slot].as_ref())
+    }
+
+    /// Changes one server and its place in the indexes; tells whether it is known.
+    fn change(&mut self, handle: &ServerHandle, change: impl FnOnce(&mut ServerState)) -> bool {
+        let Some(slot) = self.by_handle.get(handle).copied() else { return false };
+        let Some(state) = self.servers[slot].as_mut() else { return false };
+        let before = state.free().ram_mb;
+        change(state);
+        let after = state.free().ram_mb;
+        if before != after {
+            self.by_free_ram.remove(&(Reverse(before), handle.clone(), slot));
+            self.by_free_ram.insert((Reverse(after), handle.clone(), slot));
+        }
+        true
+    }
+
+    /// Takes up what operators and sources set on a server, new or known.
+    pub fn upsert(&mut self, server: Server) {
+        let handle = server.handle.clone();
+        if !self.by_handle.contains_key(&handle) {
+            let slot = self.vacant.pop().unwrap_or_else(|| {
+                self.servers.push(None);
+                self.servers.len() - 1
+            });
+            let state = ServerState::empty(server);
+            self.by_free_ram.insert((Reverse(state.free().ram_mb), handle.clone(), slot));
+            self.servers[slot] = Some(state);
+            self.by_handle.insert(handle, slot);
+            return;
+        }
+        self.change(&handle, |state| {
+            state.server = server;
+            state.ports.block(&state.server, state.observed.as_ref());
+        });
+    }
+
+    /// Takes a server out.
+    pub fn remove(&mut self, handle: &ServerHandle) {
+        let Some(slot) = self.by_handle.remove(handle) else { return };
+        if let Some(state) = self.servers[slot].take() {
+            self.by_free_ram.remove(&(Reverse(state.free().ram_mb), handle.clone(), slot));
+        }
+        self.vacant.push(slot);
+    }
+
+    /// Takes up a row of the inventory as it was read, but for its sums: those follow from the log. Tells what was changed
+    /// past the log, by hand.
+    pub fn take_row(&mut self, row: ServerRow) -> Option<ServerChanged> {
+        let ServerState { server, observed, usage_stale, generation, .. } = row.state;
+        let handle = server.handle.clone();
+        let changed = ServerChanged::between(self.get(&handle).map(|state| &state.server), &server);
+        if changed.is_some() {
+            self.upsert(server);
+        }
+        self.change(&handle, |state| {
+            if state.observed != observed {
+                state.observed = observed;
+                state.ports.block(&state.server, state.observed.as_ref());
+            }
+            state.usage_stale = usage_stale;
+            state.generation = generation;
+        });
+        changed
+    }
+
+    /// Takes up a row with its sums, where the tables are read from scratch.
+    pub fn load_row(&mut self, row: ServerRow) {
+        let (handle, reserved, placement_count) =
+            (row.state.server.handle.clone(), row.state.reserved, row.state.placement_count);
+        self.take_row(row);
+        self.change(&handle, |state| {
+            state.reserved = reserved;
+            state.placement_count = placement_count;
+        });
+    }
+
+    /// Takes up a port as it was read: held, or resting until a time.
+    pub fn load_port(
+        &mut self,
+        handle: &ServerHandle,
+        protocol: Protocol,
+        port: Port,
+        free_after: Option<OffsetDateTime>,
+        now: OffsetDateTime,
+    ) {
+        self.change(handle, |state| match free_after {
+            None => state.ports.take(protocol, port),
+            Some(free_after) => state.ports.give_back(protocol, port, free_after, now),
+        });
+    }
+
+    /// Takes up a usage report.
+    pub fn observe(&mut self, handle: &ServerHandle, observation: Observation) {
+        self.change(handle, |state| {
+            state.observed = Some(observation);
+            state.usage_stale = false;
+            state.ports.block(&state.server, state.observed.as_ref());
+        });
+    }
+
+    /// Whether the same refusal of the project was told so short a while ago that it is not told again.
+    #[must_use]
+    pub fn was_just_refused(&self, project: &ProjectId, reason: Reason, now: OffsetDateTime) -> bool {
+        self.recent_refusals.get(project).is_some_and(|(told, at)| *told == reason && now - *at < REFUSAL_QUIET)
+    }
+
+    /// Folds one operation of the log: the one way in which sums and ports change.
+    pub fn apply(&mut self, entry: &LogEntry) {
+        self.sequence = entry.last_sequence();
+        match (&entry.operation, &entry.server_handle) {
+            (Operation::Ensured(ensured), Some(handle)) => {
+                self.change(handle, |state| {
+                    state.reserved += ensured.grown;
+                    state.placement_count += i64::from(ensured.selected.is_some());
+                    for Allocation { protocol, port, .. } in &ensured.allocations {
+                        state.ports.take(*protocol, *port);
+                    }
+                });
+                if let Some(project) = &entry.project_id {
+                    self.recent_refusals.remove(project);
+                }
+            }
+            (Operation::Released(released), Some(handle)) => {
+                self.change(handle, |state| {
+                    for Allocation { protocol, port, .. } in &released.allocations {
+                        state.ports.give_back(*protocol, *port, released.free_after, entry.event_time);
+                    }
+                    if let Some(returned) = released.returned {
+                        state.reserved -= returned;
+                        state.placement_count -= 1;
+                    }
+                });
+            }
+            (Operation::Refused(refused), _) => {
+                if let Some(project) = &entry.project_id {
+                    self.note_refusal(project.clone(), refused.reason, entry.event_time);
+                }
+            }
+            (Operation::ServerChanged(changed), _) => {
+                if changed.changes.contains(&ServerChange::Removed) {
+                    self.remove(&changed.server.handle);
+                } else {
+                    self.upsert(changed.server.clone());
+                }
+                if changed.changes.contains(&ServerChange::UsageStale) {
+                    self.change(&changed.server.handle, |state| state.usage_stale = true);
+                }
+            }
+            // The schema of the log has a server on both.
+            (Operation::Ensured(_) | Operation::Released(_), None) => {}
+        }
+    }
+
+    fn note_refusal(&mut self, project: ProjectId, reason: Reason, at: OffsetDateTime) {
+        // Forget what is no longer needed now and then, so that the map stays as small as ten seconds' refusals.
+        if self.recent_refusals.len() >= 1024 && self.recent_refusals.len().is_power_of_two() {
+            self.recent_refusals.retain(|_, (_, told)| at - *told < REFUSAL_QUIET);
+        }
+        self.recent_refusals.insert(project, (reason, at));
+    }
+}

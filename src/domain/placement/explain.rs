@@ -1,0 +1,313 @@
+//! Why nothing fits, and what would: the whole funnel over every server. A refused ensure and FindServer tell the same story,
+//! for both are told from here.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Context,
+    filter::{Ask, Exclusion, Stage, describe_short, fits},
+    modules_or_default,
+    score::Score,
+};
+use crate::domain::{
+    Fleet, Reason, Refusal, Resources, ServerHandle,
+    fleet::ServerState,
+    ports::PortShortage,
+    request::{DEFAULT_RESOURCES, FindRequest},
+    resources::Resource,
+};
+
+/// A server that fits, and how good it is.
+#[derive(Debug, Clone)]
+pub struct FoundServer {
+    /// The server as it stands.
+    pub state: ServerState,
+    /// Where it stands among those that fit.
+    pub score: Score,
+}
+
+/// What the funnel says of every server.
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    /// The servers that fit, best first, as many as were asked for.
+    pub candidates: Vec<FoundServer>,
+    /// The others, ordered by handle.
+    pub rejections: Vec<(ServerHandle, Exclusion)>,
+    /// The refusal that an ensure would get; none where a server fits.
+    pub refusal: Option<Refusal>,
+}
+
+impl Explanation {
+    /// How many servers each stage left out.
+    #[must_use]
+    pub fn rejected_by_stage(&self) -> BTreeMap<Stage, usize> {
+        count_by_stage(self.rejections.iter().map(|(_, exclusion)| exclusion))
+    }
+}
+
+/// Ranks the servers for a project that is not placed, and says why each other is left out.
+#[must_use]
+pub fn find_servers(fleet: &Fleet, request: &FindRequest, context: &Context) -> Explanation {
+    let modules = modules_or_default(&request.modules);
+    let resources = request.resources.or(DEFAULT_RESOURCES);
+    let ask = Ask {
+        resources,
+        whole: resources,
+        selector: &request.selector,
+        modules: &modules,
+        start_port: request.start_port,
+        bound: false,
+    };
+    let mut found = Vec::new();
+    let mut rejections = Vec::new();
+    for state in fleet.iter() {
+        match fits(state, &ask, context) {
+            Ok(_) => found.push((Score::of(state, resources, request.strategy), state)),
+            Err(exclusion) => rejections.push((state.server.handle.clone(), exclusion)),
+        }
+    }
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    rejections.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let refusal = found.is_empty().then(|| refuse(fleet, &ask, None, context));
+    let candidates = found
+        .into_iter()
+        .take(request.max_candidates)
+        .map(|(score, state)| FoundServer { state: state.clone(), score })
+        .collect();
+    Explanation { candidates, rejections, refusal }
+}
+
+/// The refusal of a request that no server fits, or that the one server `pin` does not.
+pub(super) fn refuse(fleet: &Fleet, ask: &Ask<'_>, pin: Option<&ServerHandle>, context: &Context) -> Refusal {
+    let mut excluded: Vec<(&ServerState, Exclusion)> = fleet
+        .iter()
+        .filter(|state| pin.is_none_or(|pin| *pin == state.server.handle))
+        .filter_map(|state| fits(state, ask, context).err().map(|exclusion| (state, exclusion)))
+        .collect();
+    excluded.sort_by(|(a, _), (b, _)| a.server.handle.cmp(&b.server.handle));
+    let counts = count_by_stage(excluded.iter().map(|(_, exclusion)| exclusion));
+    // The stage that leaves no server is the last that any server reached.
+    let Some(furthest) = counts.keys().next_back().copied() else {
+        return Refusal::new(
+            Reason::NoServers,
+            "no server is registered, so nothing can be placed; register one with `RegisterServer`",
+        )
+        .with("servers", 0);
+    };
+    let reached: Vec<_> = excluded.iter().filter(|(_, exclusion)| exclusion.stage() == furthest).collect();
+    let story = Story { ask, pin, servers: excluded.len(), reached: &reached };
+    let mut refusal = match furthest {
+        Stage::Labels => story.no_matching_server(),
+        Stage::Unmanaged | Stage::Status => story.no_admissible_server(),
+        Stage::Size => story.request_exceeds_fleet(),
+        Stage::UsageStale => story.usage_stale(context),
+        Stage::Capacity => story.insufficient_capacity(),
+        Stage::Ports => story.ports(),
+    }
+    .with("servers", excluded.len())
+    .with_resources("asked", ask.resources, false);
+    if let Some(pin) = pin {
+        refusal = refusal.with("server_handle", pin);
+    }
+    for (stage, count) in counts {
+        refusal = refusal.with(format!("rejected.{}", stage.as_str()), count);
+    }
+    refusal
+}
+
+fn count_by_stage<'a>(exclusions: impl Iterator<Item = &'a Exclusion>) -> BTreeMap<Stage, usize> {
+    let mut counts = BTreeMap::new();
+    for exclusion in exclusions {
+        *counts.entry(exclusion.stage()).or_default() += 1;
+    }
+    counts
+}
+
+/// What a refusal is told from.
+struct Story<'a> {
+    ask: &'a Ask<'a>,
+    pin: Option<&'a ServerHandle>,
+    /// How many servers the funnel was run over.
+    servers: usize,
+    /// Those that reached the last stage, ordered by handle.
+    reached: &'a [&'a (&'a ServerState, Exclusion)],
+}
+
+impl Story<'_> {
+    /// The servers that the funnel was run over, in words.
+    fn fleet(&self) -> String {
+        match self.pin {
+            Some(pin) => format!("server `{pin}`"),
+            None => format!("the fleet of {}", count(self.servers, "server")),
+        }
+    }
+
+    fn no_matching_server(&self) -> Refusal {
+        let selector: Vec<_> = self.ask.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let selector = selector.join(",");
+        Refusal::new(
+            Reason::NoMatchingServer,
+            format!(
+                "asked for the labels {selector}, and none of {} carries them all; change `server_selector`, or label a server",
+                self.fleet()
+            ),
+        )
+        .with("selector", selector)
+    }
+
+    fn no_admissible_server(&self) -> Refusal {
+        let mut statuses: BTreeMap<&str, usize> = BTreeMap::new();
+        for (_, exclusion) in self.reached {
+            let found = match exclusion {
+                Exclusion::Status(status) => status.as_str(),
+                _ => "UNMANAGED",
+            };
+            *statuses.entry(found).or_default() += 1;
+        }
+        let found: Vec<_> = statuses.iter().map(|(status, count)| format!("{count} {status}")).collect();
+        let refusal = Refusal::new(
+            Reason::NoAdmissibleServer,
+            format!(
+                "asked for {}, and nothing in {} admits work: of those that could hold it, {}; make a server READY and managed, or register one",
+                self.ask.resources,
+                self.fleet(),
+                found.join(", ")
+            ),
+        );
+        statuses.into_iter().fold(refusal, |refusal, (status, count)| refusal.with(format!("status.{status}"), count))
+    }
+
+    fn request_exceeds_fleet(&self) -> Refusal {
+        let refusal = Refusal::new(
+            Reason::RequestExceedsFleet,
+            format!(
+                "asked for {}, and nothing in {} could hold that even empty, its headroom kept: {}; ask for less, or register a larger server",
+                self.ask.whole,
+                self.fleet(),
+                self.nearest_in_words()
+            ),
+        );
+        self.with_nearest(refusal)
+    }
+
+    fn usage_stale(&self, context: &Context) -> Refusal {
+        let limit = context.usage_max_age.as_secs();
+        Refusal::new(
+            Reason::UsageStale,
+            format!(
+                "asked for {}, and the only servers left in {}, {}, did not report their usage in the last {limit} s; see why their reports stopped",
+                self.ask.resources,
+                self.fleet(),
+                self.handles()
+            ),
+        )
+        .with("usage_max_age_s", limit)
+    }
+
+    fn insufficient_capacity(&self) -> Refusal {
+        let refusal = Refusal::new(
+            Reason::InsufficientCapacity,
+            format!(
+                "asked for {}, and nothing in {} has room for it now: {}; wait for a release, ask for less, or register a server",
+                self.ask.resources,
+                self.fleet(),
+                self.nearest_in_words()
+            ),
+        );
+        self.with_nearest(refusal)
+    }
+
+    fn ports(&self) -> Refusal {
+        let shortages = || {
+            self.reached.iter().filter_map(|(state, exclusion)| match exclusion {
+                Exclusion::Ports(shortage) => Some((state, shortage)),
+                _ => None,
+            })
+        };
+        // Where one server has a port and another not, the shortage that the caller can mend is the one to tell.
+        let taken = shortages().find_map(|(state, shortage)| match shortage {
+            PortShortage::Taken { module, port, protocol, cause } => Some((state, module, port, protocol, cause)),
+            PortShortage::Exhausted { .. } => None,
+        });
+        if let Some((state, module, port, protocol, cause)) = taken {
+            let handle = &state.server.handle;
+            return Refusal::new(
+                Reason::PortTaken,
+                format!(
+                    "asked for port {port}/{protocol} for module `{module}`, and no server with room can give it: on `{handle}` it {}; ask for another port, or leave `port` out",
+                    cause.describe()
+                ),
+            )
+            .with("server_handle", handle)
+            .with("module", module)
+            .with("port", port)
+            .with("protocol", protocol)
+            .with("cause", cause.as_str());
+        }
+        let refusal = Refusal::new(
+            Reason::PortsExhausted,
+            format!(
+                "asked for {} at or above {}, and none of the servers with room, {}, has enough that are free in its range; widen `port_range`, start lower, or register a server",
+                count(self.ask.modules.len(), "port"),
+                self.ask.start_port,
+                self.handles()
+            ),
+        )
+        .with("start_port", self.ask.start_port);
+        match shortages().next() {
+            Some((state, PortShortage::Exhausted { range, protocol, .. })) => refusal
+                .with("server_handle", &state.server.handle)
+                .with("port_range", range)
+                .with("protocol", protocol),
+            _ => refusal,
+        }
+    }
+
+    /// The server that is short of the least, measured in shares of what is asked; ties by handle.
+    fn nearest(&self) -> Option<(&ServerState, Resources)> {
+        let shortage = |exclusion: &Exclusion| match exclusion {
+            Exclusion::Size { short } | Exclusion::Capacity { short } => Some(*short),
+            _ => None,
+        };
+        let share = |short: Resources| -> i128 {
+            Resource::ALL
+                .into_iter()
+                .map(|r| i128::from(short.get(r)) * 1_000_000 / i128::from(self.ask.whole.get(r).max(1)))
+                .sum()
+        };
+        self.reached
+            .iter()
+            .filter_map(|(state, exclusion)| shortage(exclusion).map(|short| (*state, short)))
+            .min_by_key(|(_, short)| share(*short))
+    }
+
+    fn nearest_in_words(&self) -> String {
+        self.nearest().map_or_else(String::new, |(state, short)| {
+            format!("`{}` is the nearest, short of {}", state.server.handle, describe_short(short))
+        })
+    }
+
+    fn with_nearest(&self, refusal: Refusal) -> Refusal {
+        let Some((state, short)) = self.nearest() else { return refusal };
+        refusal
+            .with("nearest.server_handle", &state.server.handle)
+            .with_resources("nearest.short", short, true)
+            .with_resources("nearest.free", state.free(), false)
+            .with_resources("nearest.headroom", state.server.headroom, true)
+    }
+
+    /// The handles of the servers that reached the last stage, not more than a reader takes in.
+    fn handles(&self) -> String {
+        const TOLD: usize = 3;
+        let mut told: Vec<_> =
+            self.reached.iter().take(TOLD).map(|(state, _)| format!("`{}`", state.server.handle)).collect();
+        if self.reached.len() > TOLD {
+            told.push(format!("and {} more", self.reached.len() - TOLD));
+        }
+        told.join(", ")
+    }
+}
+
+fn count(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}

@@ -1,0 +1,116 @@
+//! Which of the servers that fit is best. A score is a struct of integers whose field order is the priority order, least first,
+//! the last field the handle, so that a choice never depends on the order of registration (L26). Every field is a preference.
+
+use std::cmp::Reverse;
+
+use super::{Context, filter::{Ask, fits}};
+use crate::domain::{
+    Fleet, Resources, ServerHandle, fleet::ServerState, ports::PortGrant, request::Strategy,
+};
+
+/// Shares are counted in millionths of a server.
+const WHOLE: i64 = 1_000_000;
+
+/// Where a server stands among those that fit; the least is the best.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Score {
+    /// SPREAD.
+    Spread(SpreadScore),
+    /// BINPACK.
+    Binpack(BinpackScore),
+}
+
+/// The most free RAM.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SpreadScore {
+    /// Free RAM before the placement, in megabytes.
+    pub free_ram_mb: Reverse<i64>,
+    /// The last tie.
+    pub handle: ServerHandle,
+}
+
+/// The tightest fit that strands least.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BinpackScore {
+    /// What the placement leaves free and stranded, in millionths of the server; 0 for a request of RAM alone.
+    pub waste: i64,
+    /// Free RAM before the placement, in megabytes.
+    pub free_ram_mb: i64,
+    /// The last tie.
+    pub handle: ServerHandle,
+}
+
+impl Score {
+    /// The score of a server that fits.
+    #[must_use]
+    pub fn of(state: &ServerState, asked: Resources, strategy: Strategy) -> Self {
+        let free = state.free();
+        let handle = state.server.handle.clone();
+        match strategy {
+            Strategy::Spread => Self::Spread(SpreadScore { free_ram_mb: Reverse(free.ram_mb), handle }),
+            Strategy::Binpack => {
+                let waste = waste(state.server.capacity, free, asked);
+                Self::Binpack(BinpackScore { waste, free_ram_mb: free.ram_mb, handle })
+            }
+        }
+    }
+
+    /// The first measure, higher is better, as callers see it.
+    #[must_use]
+    pub fn measure(&self) -> i64 {
+        match self {
+            Self::Spread(score) => score.free_ram_mb.0,
+            Self::Binpack(score) => -score.waste,
+        }
+    }
+}
+
+/// Best fit over the shares of CPU and RAM left free, with a penalty for leaving one where the other is gone. A request of RAM
+/// alone ties everywhere, for nothing of it can be stranded.
+fn waste(capacity: Resources, free: Resources, asked: Resources) -> i64 {
+    if asked.cpu_millis == 0 {
+        return 0;
+    }
+    let left = free - asked;
+    let cpu = share(left.cpu_millis, capacity.cpu_millis);
+    if asked.ram_mb == 0 {
+        return cpu;
+    }
+    let ram = share(left.ram_mb, capacity.ram_mb);
+    cpu + ram + (cpu - ram).abs()
+}
+
+fn share(part: i64, whole: i64) -> i64 {
+    // Amounts are at most 10^12, so that the product stays below 2^63.
+    if whole == 0 { 0 } else { part * WHOLE / whole }
+}
+
+/// The best server that fits, with the ports that it would give.
+pub(super) fn choose<'a>(
+    fleet: &'a Fleet,
+    ask: &Ask<'_>,
+    strategy: Strategy,
+    context: &Context,
+) -> Option<(&'a ServerState, Vec<PortGrant>)> {
+    match strategy {
+        // The index is in the order of the score, so the first that fits is the best, and none follows a server that has
+        // less free RAM than is asked for.
+        Strategy::Spread => fleet
+            .by_free_ram()
+            .take_while(|state| state.free().ram_mb >= ask.resources.ram_mb)
+            .find_map(|state| fits(state, ask, context).ok().map(|ports| (state, ports))),
+        Strategy::Binpack => {
+            let mut best: Option<(Score, &ServerState, Vec<PortGrant>)> = None;
+            for state in fleet.by_free_ram().take_while(|state| state.free().ram_mb >= ask.resources.ram_mb) {
+                let score = Score::of(state, ask.resources, strategy);
+                if best.as_ref().is_some_and(|(best, ..)| *best <= score) {
+                    continue;
+                }
+                if let Ok(ports) = fits(state, ask, context) {
+                    best = Some((score, state, ports));
+                }
+            }
+            best.map(|(_, state, ports)| (state, ports))
+        }
+    }
+}

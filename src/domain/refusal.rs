@@ -1,0 +1,170 @@
+//! Refusals: a typed reason, what kind of act it calls for, and the figures (contract, "Refusals"). Every value that a message
+//! tells is in the metadata too. What they are to gRPC is decided at the edge (`api::status`).
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Resources, resources::Resource};
+
+/// What kind of act a refusal calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Disposition {
+    /// It may fit later by itself.
+    Wait,
+    /// Someone must add or repair a server.
+    Operator,
+    /// The request must be changed.
+    Caller,
+    /// The service or its database cannot tell now.
+    Technical,
+}
+
+impl Disposition {
+    /// The disposition's name in metadata.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Wait => "WAIT",
+            Self::Operator => "OPERATOR",
+            Self::Caller => "CALLER",
+            Self::Technical => "TECHNICAL",
+        }
+    }
+}
+
+/// Why a well-formed request is refused. The names are those of `error_reason.proto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Reason {
+    /// A server of that handle does not exist.
+    ServerNotFound,
+    /// The project has no placement.
+    ProjectNotFound,
+    /// The inventory is empty.
+    NoServers,
+    /// Servers exist, none admits work.
+    NoAdmissibleServer,
+    /// No managed server with the labels could hold it even empty.
+    RequestExceedsFleet,
+    /// No server carries the selector's labels.
+    NoMatchingServer,
+    /// A pin disagrees with what the project holds.
+    PlacedElsewhere,
+    /// New modules or growth on a server that no longer admits work.
+    BoundServerNotAdmissible,
+    /// Admissible servers exist, none has room now.
+    InsufficientCapacity,
+    /// Room, but no free port in range.
+    PortsExhausted,
+    /// An explicit port cannot be had.
+    PortTaken,
+    /// The only servers left were left out for stale usage reports.
+    UsageStale,
+    /// The server changed since its etag was read.
+    EtagMismatch,
+    /// The server holds placements.
+    ServerInUse,
+    /// The list is empty or would mark too many of its source's servers missing.
+    SyncRefused,
+    /// Another server carries this external id of this source.
+    ExternalIdTaken,
+}
+
+impl Reason {
+    /// The reason's name in ErrorInfo.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ServerNotFound => "SERVER_NOT_FOUND",
+            Self::ProjectNotFound => "PROJECT_NOT_FOUND",
+            Self::NoServers => "NO_SERVERS",
+            Self::NoAdmissibleServer => "NO_ADMISSIBLE_SERVER",
+            Self::RequestExceedsFleet => "REQUEST_EXCEEDS_FLEET",
+            Self::NoMatchingServer => "NO_MATCHING_SERVER",
+            Self::PlacedElsewhere => "PLACED_ELSEWHERE",
+            Self::BoundServerNotAdmissible => "BOUND_SERVER_NOT_ADMISSIBLE",
+            Self::InsufficientCapacity => "INSUFFICIENT_CAPACITY",
+            Self::PortsExhausted => "PORTS_EXHAUSTED",
+            Self::PortTaken => "PORT_TAKEN",
+            Self::UsageStale => "USAGE_STALE",
+            Self::EtagMismatch => "ETAG_MISMATCH",
+            Self::ServerInUse => "SERVER_IN_USE",
+            Self::SyncRefused => "SYNC_REFUSED",
+            Self::ExternalIdTaken => "EXTERNAL_ID_TAKEN",
+        }
+    }
+
+    /// What kind of act it calls for.
+    #[must_use]
+    pub fn disposition(self) -> Disposition {
+        match self {
+            Self::InsufficientCapacity => Disposition::Wait,
+            Self::NoServers
+            | Self::NoAdmissibleServer
+            | Self::RequestExceedsFleet
+            | Self::BoundServerNotAdmissible
+            | Self::PortsExhausted
+            | Self::SyncRefused => Disposition::Operator,
+            Self::UsageStale => Disposition::Technical,
+            Self::ServerNotFound
+            | Self::ProjectNotFound
+            | Self::NoMatchingServer
+            | Self::PlacedElsewhere
+            | Self::PortTaken
+            | Self::EtagMismatch
+            | Self::ServerInUse
+            | Self::ExternalIdTaken => Disposition::Caller,
+        }
+    }
+
+    /// When the same request may do better, where that is a matter of time.
+    #[must_use]
+    pub fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::InsufficientCapacity => Some(Duration::from_secs(10)),
+            Self::UsageStale => Some(Duration::from_secs(5)),
+            _ => None,
+        }
+    }
+}
+
+/// A refusal, ready to be told: what was asked, what was found, what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// The same in words.
+    pub message: String,
+    /// The figures.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Refusal {
+    /// A refusal without figures.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), metadata: BTreeMap::new() }
+    }
+
+    /// Adds a figure.
+    #[must_use]
+    pub fn with(mut self, key: impl Into<String>, value: impl ToString) -> Self {
+        self.metadata.insert(key.into(), value.to_string());
+        self
+    }
+
+    /// Adds an amount of each resource under `prefix`, such as `asked.ram_mb`; what is 0 is left out where `nonzero` says so.
+    #[must_use]
+    pub fn with_resources(mut self, prefix: &str, amounts: Resources, nonzero: bool) -> Self {
+        for resource in Resource::ALL {
+            let amount = amounts.get(resource);
+            if !nonzero || amount != 0 {
+                self = self.with(format!("{prefix}.{}", resource.field()), amount);
+            }
+        }
+        self
+    }
+}

@@ -1,0 +1,170 @@
+//! Amounts of CPU, RAM and disk. Signed, because what is free can be negative: a capacity may be lowered below what is reserved.
+
+use std::{
+    fmt,
+    ops::{Add, AddAssign, Neg, Sub, SubAssign},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The greatest CPU amount that is taken, in thousandths of a core.
+pub const MAX_CPU_MILLIS: u32 = 1_000_000_000;
+/// The greatest RAM or disk amount that is taken, in megabytes.
+pub const MAX_MB: u64 = 1_000_000_000_000;
+
+/// The resources, in the order in which they are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// Memory, in megabytes.
+    Ram,
+    /// Disk, in megabytes.
+    Disk,
+    /// Processor time, in thousandths of a core.
+    Cpu,
+}
+
+impl Resource {
+    /// Every resource.
+    pub const ALL: [Self; 3] = [Self::Ram, Self::Disk, Self::Cpu];
+
+    /// The resource's field name in requests, which is also its key in metadata.
+    #[must_use]
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Ram => "ram_mb",
+            Self::Disk => "disk_mb",
+            Self::Cpu => "cpu_millis",
+        }
+    }
+
+    /// An amount of it in words, with its unit.
+    #[must_use]
+    pub fn describe(self, amount: i64) -> String {
+        match self {
+            Self::Ram => format!("{amount} MB RAM"),
+            Self::Disk => format!("{amount} MB disk"),
+            Self::Cpu => format!("{amount} thousandths of a CPU"),
+        }
+    }
+}
+
+/// An amount of each resource.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Processor time, in thousandths of a core.
+    pub cpu_millis: i64,
+    /// Memory, in megabytes.
+    pub ram_mb: i64,
+    /// Disk, in megabytes.
+    pub disk_mb: i64,
+}
+
+impl Resources {
+    /// Nothing of anything.
+    pub const ZERO: Self = Self { cpu_millis: 0, ram_mb: 0, disk_mb: 0 };
+
+    /// The amount of one resource.
+    #[must_use]
+    pub fn get(&self, resource: Resource) -> i64 {
+        match resource {
+            Resource::Ram => self.ram_mb,
+            Resource::Disk => self.disk_mb,
+            Resource::Cpu => self.cpu_millis,
+        }
+    }
+
+    /// Combines two amounts, resource by resource.
+    #[must_use]
+    pub fn zip(self, other: Self, combine: impl Fn(i64, i64) -> i64) -> Self {
+        Self {
+            cpu_millis: combine(self.cpu_millis, other.cpu_millis),
+            ram_mb: combine(self.ram_mb, other.ram_mb),
+            disk_mb: combine(self.disk_mb, other.disk_mb),
+        }
+    }
+
+    /// The greater of the two, resource by resource.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        self.zip(other, i64::max)
+    }
+
+    /// How much of this is missing from `available`, 0 where it suffices.
+    #[must_use]
+    pub fn short_of(self, available: Self) -> Self {
+        self.zip(available, |asked, free| (asked - free).max(0))
+    }
+
+    /// Whether every amount is 0.
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::ZERO
+    }
+}
+
+/// In words, such as `512 MB RAM, 1024 MB disk, 0 thousandths of a CPU`.
+impl fmt::Display for Resources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = Resource::ALL.into_iter().map(|r| r.describe(self.get(r))).collect();
+        f.write_str(&words.join(", "))
+    }
+}
+
+impl Add for Resources {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+}
+
+impl Sub for Resources {
+    type Output = Self;
+    fn sub(self, other: Self) -> Self {
+        self.zip(other, |a, b| a - b)
+    }
+}
+
+impl Neg for Resources {
+    type Output = Self;
+    fn neg(self) -> Self {
+        Self::ZERO - self
+    }
+}
+
+impl AddAssign for Resources {
+    fn add_assign(&mut self, other: Self) {
+        *self = *self + other;
+    }
+}
+
+impl SubAssign for Resources {
+    fn sub_assign(&mut self, other: Self) {
+        *self = *self - other;
+    }
+}
+
+/// What a request asks for; `None` where it leaves the amount to its reader. Absent and zero differ (L31).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceRequest {
+    /// Processor time, in thousandths of a core.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_millis: Option<i64>,
+    /// Memory, in megabytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ram_mb: Option<i64>,
+    /// Disk, in megabytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_mb: Option<i64>,
+}
+
+impl ResourceRequest {
+    /// The amounts asked for, with `default` where none is.
+    #[must_use]
+    pub fn or(self, default: Resources) -> Resources {
+        Resources {
+            cpu_millis: self.cpu_millis.unwrap_or(default.cpu_millis),
+            ram_mb: self.ram_mb.unwrap_or(default.ram_mb),
+            disk_mb: self.disk_mb.unwrap_or(default.disk_mb),
+        }
+    }
+}

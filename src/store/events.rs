@@ -1,0 +1,168 @@
+//! The table `allocation_events`: the log.
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use sqlx::{PgConnection, types::Json};
+use time::OffsetDateTime;
+
+use super::{StoreError, placements::check_count, pools::DEFAULT_POOL};
+use crate::domain::{
+    ProjectId, ServerHandle,
+    event::{LogEntry, Operation},
+};
+
+struct Row {
+    first_sequence: i64,
+    event_time: OffsetDateTime,
+    kind: String,
+    project_id: Option<String>,
+    server_handle: Option<String>,
+    request_id: String,
+    payload: Json<Box<RawValue>>,
+}
+
+/// Reads the operations that hold an event after `sequence`, in commit order, up to `limit` of them.
+///
+/// Event numbers are given under the pool's row, which the writer holds until it has committed. So no event with a lower number
+/// can appear later, and `> sequence` misses none (L42). A number from a plain sequence would not have that.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_after(conn: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<LogEntry>, StoreError> {
+    // The operation that `sequence` is in the middle of starts at or before it: the greatest start not after it.
+    let rows = sqlx::query_as!(
+        Row,
+        r#"
+        SELECT first_sequence, event_time, kind::text AS "kind!", project_id, server_handle, request_id,
+               payload AS "payload: Json<Box<RawValue>>"
+        FROM allocation_events
+        WHERE pool_id = $1 AND last_sequence > $2
+          AND first_sequence >= coalesce((SELECT max(first_sequence) FROM allocation_events
+                                          WHERE pool_id = $1 AND first_sequence <= $2), 0)
+        ORDER BY first_sequence LIMIT $3
+        "#,
+        DEFAULT_POOL,
+        sequence,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(LogEntry::try_from).collect()
+}
+
+/// The same, of one project.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_project_after(
+    conn: &mut PgConnection,
+    project_id: &str,
+    sequence: i64,
+    up_to: i64,
+    limit: i64,
+) -> Result<Vec<LogEntry>, StoreError> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"
+        SELECT first_sequence, event_time, kind::text AS "kind!", project_id, server_handle, request_id,
+               payload AS "payload: Json<Box<RawValue>>"
+        FROM allocation_events
+        WHERE pool_id = $1 AND project_id = $2 AND last_sequence > $3 AND first_sequence <= $4
+          AND first_sequence >= coalesce((SELECT max(first_sequence) FROM allocation_events
+                                          WHERE pool_id = $1 AND project_id = $2 AND first_sequence <= $3), 0)
+        ORDER BY first_sequence LIMIT $5
+        "#,
+        DEFAULT_POOL,
+        project_id,
+        sequence,
+        up_to,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(LogEntry::try_from).collect()
+}
+
+impl TryFrom<Row> for LogEntry {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let broken = |problem: String| {
+            StoreError::inconsistent("allocation_events", row.first_sequence.to_string(), problem)
+        };
+        let payload = row.payload.0.get();
+        let operation = match row.kind.as_str() {
+            "ensured" => serde_json::from_str(payload).map(Operation::Ensured),
+            "refused" => serde_json::from_str(payload).map(Operation::Refused),
+            "released" => serde_json::from_str(payload).map(Operation::Released),
+            "server_changed" => serde_json::from_str(payload).map(Operation::ServerChanged),
+            kind => return Err(broken(format!("unknown kind {kind}"))),
+        }
+        .map_err(|error| broken(format!("payload: {error}")))?;
+        let project_id = row.project_id.as_deref().map(ProjectId::parse).transpose();
+        let server_handle = row.server_handle.as_deref().map(ServerHandle::parse).transpose();
+        Ok(Self {
+            first_sequence: row.first_sequence,
+            event_time: row.event_time,
+            project_id: project_id.map_err(|error| broken(format!("project_id: {error}")))?,
+            server_handle: server_handle.map_err(|error| broken(format!("server_handle: {error}")))?,
+            request_id: row.request_id.clone(),
+            operation,
+        })
+    }
+}
+
+fn encode(payload: &impl Serialize, entry: &LogEntry) -> Result<String, StoreError> {
+    serde_json::to_string(payload)
+        .map_err(|error| StoreError::inconsistent("allocation_events", entry.first_sequence.to_string(), error))
+}
+
+/// Appends operations; the schema numbers the log by them, and refuses a gap.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn insert(conn: &mut PgConnection, entries: &[LogEntry]) -> Result<(), StoreError> {
+    let mut kinds = Vec::with_capacity(entries.len());
+    let mut payloads = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let (kind, payload) = match &entry.operation {
+            Operation::Ensured(ensured) => ("ensured", encode(ensured, entry)?),
+            Operation::Refused(refused) => ("refused", encode(refused, entry)?),
+            Operation::Released(released) => ("released", encode(released, entry)?),
+            Operation::ServerChanged(changed) => ("server_changed", encode(changed, entry)?),
+        };
+        kinds.push(kind.to_owned());
+        payloads.push(payload);
+    }
+    let first: Vec<i64> = entries.iter().map(|entry| entry.first_sequence).collect();
+    let last: Vec<i64> = entries.iter().map(LogEntry::last_sequence).collect();
+    let times: Vec<OffsetDateTime> = entries.iter().map(|entry| entry.event_time).collect();
+    let projects: Vec<Option<String>> =
+        entries.iter().map(|entry| entry.project_id.as_ref().map(ToString::to_string)).collect();
+    let servers: Vec<Option<String>> =
+        entries.iter().map(|entry| entry.server_handle.as_ref().map(ToString::to_string)).collect();
+    let requests: Vec<String> = entries.iter().map(|entry| entry.request_id.clone()).collect();
+    let written = sqlx::query!(
+        r#"
+        INSERT INTO allocation_events (pool_id, first_sequence, last_sequence, event_time, kind, project_id, server_handle,
+            request_id, payload)
+        SELECT $1, n.first, n.last, n.event_time, n.kind::operation_kind, n.project_id, n.server_handle, n.request_id,
+               n.payload::jsonb
+        FROM unnest($2::bigint[], $3::bigint[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
+            AS n (first, last, event_time, kind, project_id, server_handle, request_id, payload)
+        "#,
+        DEFAULT_POOL,
+        &first,
+        &last,
+        &times,
+        &kinds,
+        &projects as &[Option<String>],
+        &servers as &[Option<String>],
+        &requests,
+        &payloads
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    check_count("allocation_events", written, entries.len())
+}

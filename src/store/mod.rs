@@ -1,0 +1,116 @@
+//! Postgres: one file for each aggregate. The tables are the truth and their constraints the guard; see `migrations/`.
+//!
+//! Functions borrow a connection; transactions are begun and committed by the allocator alone, through [`Store::begin_write`]
+//! and [`Store::begin_snapshot`].
+
+pub mod error;
+pub mod events;
+pub mod placements;
+pub mod pools;
+pub mod ports;
+pub mod servers;
+
+use std::time::Duration;
+
+use sqlx::{
+    ConnectOptions as _, PgPool, Postgres, Transaction,
+    migrate::{MigrateError, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+pub use self::error::StoreError;
+
+/// The migrations of this release.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// How long a transaction of the write path may wait for a lock, run a statement, and sit idle. They are the fence: a replica
+/// that freezes while it holds the pool's row loses its session, and its later commit fails.
+const BEGIN_WRITE: &str = "BEGIN; \
+    SET LOCAL lock_timeout = '10s'; \
+    SET LOCAL statement_timeout = '20s'; \
+    SET LOCAL idle_in_transaction_session_timeout = '5s'; \
+    SET LOCAL resource_allocator.writer = 'service'";
+
+const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// How the database is reached.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The connection.
+    pub connect: PgConnectOptions,
+    /// The most connections that are held, at least 4: the combiner, the reader and the tailer each hold one while they work.
+    pub max_connections: u32,
+    /// How long a request waits for a connection.
+    pub acquire_timeout: Duration,
+}
+
+/// A pool of connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    /// Prepares a pool; connects when first used.
+    #[must_use]
+    pub fn new(options: StoreOptions) -> Self {
+        let connect = options
+            .connect
+            .application_name("resource-allocator")
+            .log_statements(tracing::log::LevelFilter::Trace)
+            .log_slow_statements(tracing::log::LevelFilter::Warn, Duration::from_secs(1));
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections)
+            .acquire_timeout(options.acquire_timeout)
+            // A round trip for each request that takes a connection; a broken one shows itself, and the request is repeated.
+            .test_before_acquire(false)
+            .connect_lazy_with(connect);
+        Self { pool }
+    }
+
+    /// Applies what is missing of this release's migrations. Replicas that start at once wait for each other.
+    ///
+    /// # Errors
+    /// [`MigrateError`], of which `VersionMissing` says that a newer release migrated this database.
+    pub async fn migrate(&self) -> Result<(), MigrateError> {
+        MIGRATOR.run(&self.pool).await
+    }
+
+    /// Whether the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(&self.pool).await?;
+        Ok(())
+    }
+
+    /// A connection for reads of one statement each.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when none can be had in time.
+    pub async fn acquire(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, StoreError> {
+        Ok(self.pool.acquire().await?)
+    }
+
+    /// Begins a transaction that writes, with its time limits.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when no connection can be had.
+    pub async fn begin_write(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        Ok(self.pool.begin_with(BEGIN_WRITE).await?)
+    }
+
+    /// Begins a transaction whose reads all see one state.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when no connection can be had.
+    pub async fn begin_snapshot(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        Ok(self.pool.begin_with(BEGIN_SNAPSHOT).await?)
+    }
+
+    /// Closes every connection.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}

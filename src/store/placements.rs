@@ -1,0 +1,207 @@
+//! The tables `placements` and `port_allocations` seen by project: what each one holds.
+
+use std::collections::HashMap;
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{StoreError, ports::protocol_from_column};
+use crate::domain::{Allocation, ModuleName, Placement, Port, Project, ProjectId, Resources, ServerHandle};
+
+struct Row {
+    project_id: String,
+    server_handle: String,
+    reserved_cpu_millis: i64,
+    reserved_ram_mb: i64,
+    reserved_disk_mb: i64,
+    revision: i64,
+    create_time: OffsetDateTime,
+    update_time: OffsetDateTime,
+    ids: Vec<Uuid>,
+    modules: Vec<String>,
+    protocols: Vec<String>,
+    ports: Vec<i32>,
+    times: Vec<OffsetDateTime>,
+}
+
+/// Reads what the projects hold, of those that hold anything.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_projects(
+    conn: &mut PgConnection,
+    project_ids: &[String],
+) -> Result<HashMap<ProjectId, Project>, StoreError> {
+    let rows = sqlx::query_as!(
+        Row,
+        r#"
+        SELECT p.project_id, p.server_handle, p.reserved_cpu_millis, p.reserved_ram_mb, p.reserved_disk_mb, p.revision,
+               p.create_time, p.update_time, held.ids AS "ids!", held.modules AS "modules!", held.protocols AS "protocols!",
+               held.ports AS "ports!", held.times AS "times!"
+        FROM unnest($1::text[]) AS asked (project_id)
+        JOIN placements p ON p.project_id = asked.project_id
+        CROSS JOIN LATERAL (
+            SELECT coalesce(array_agg(a.id ORDER BY a.module), '{}') AS ids,
+                   coalesce(array_agg(a.module ORDER BY a.module), '{}') AS modules,
+                   coalesce(array_agg(a.protocol::text ORDER BY a.module), '{}') AS protocols,
+                   coalesce(array_agg(a.port ORDER BY a.module), '{}') AS ports,
+                   coalesce(array_agg(a.create_time ORDER BY a.module), '{}') AS times
+            FROM port_allocations a WHERE a.project_id = p.project_id
+        ) AS held
+        "#,
+        project_ids
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter().map(|row| Project::try_from(row).map(|project| (project.id.clone(), project))).collect()
+}
+
+impl TryFrom<Row> for Project {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let broken = |problem: String| StoreError::inconsistent("placements", row.project_id.clone(), problem);
+        let columns = row.ids.iter().zip(&row.modules).zip(&row.protocols).zip(&row.ports).zip(&row.times);
+        let mut allocations = Vec::with_capacity(row.ids.len());
+        for ((((id, module), protocol), port), create_time) in columns {
+            allocations.push(Allocation {
+                id: *id,
+                module: ModuleName::parse(module).map_err(|error| broken(format!("module: {error}")))?,
+                protocol: protocol_from_column(protocol).ok_or_else(|| broken("protocol".to_owned()))?,
+                port: u32::try_from(*port)
+                    .ok()
+                    .and_then(|port| Port::try_from(port).ok())
+                    .ok_or_else(|| broken("port".to_owned()))?,
+                create_time: *create_time,
+            });
+        }
+        let placement = Placement {
+            server_handle: ServerHandle::parse(&row.server_handle)
+                .map_err(|error| broken(format!("server_handle: {error}")))?,
+            reserved: Resources {
+                cpu_millis: row.reserved_cpu_millis,
+                ram_mb: row.reserved_ram_mb,
+                disk_mb: row.reserved_disk_mb,
+            },
+            revision: row.revision,
+            create_time: row.create_time,
+            update_time: row.update_time,
+        };
+        let id = ProjectId::parse(&row.project_id).map_err(|error| broken(format!("project_id: {error}")))?;
+        Ok(Self { id, placement: Some(placement), allocations })
+    }
+}
+
+/// Placements as columns, for statements over arrays.
+#[derive(Debug, Default)]
+pub struct PlacementColumns {
+    project_id: Vec<String>,
+    server_handle: Vec<String>,
+    cpu_millis: Vec<i64>,
+    ram_mb: Vec<i64>,
+    disk_mb: Vec<i64>,
+    revision: Vec<i64>,
+    create_time: Vec<OffsetDateTime>,
+    update_time: Vec<OffsetDateTime>,
+}
+
+impl PlacementColumns {
+    /// Adds a placement.
+    pub fn push(&mut self, project_id: &ProjectId, placement: &Placement) {
+        self.project_id.push(project_id.as_str().to_owned());
+        self.server_handle.push(placement.server_handle.as_str().to_owned());
+        self.cpu_millis.push(placement.reserved.cpu_millis);
+        self.ram_mb.push(placement.reserved.ram_mb);
+        self.disk_mb.push(placement.reserved.disk_mb);
+        self.revision.push(placement.revision);
+        self.create_time.push(placement.create_time);
+        self.update_time.push(placement.update_time);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.project_id.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.project_id.is_empty()
+    }
+}
+
+/// Writes new placements; the schema adds them to their servers' sums and refuses what does not fit.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn insert(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<(), StoreError> {
+    sqlx::query!(
+        r#"
+        INSERT INTO placements (project_id, server_handle, reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb, revision,
+            create_time, update_time)
+        SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+            $7::timestamptz[], $8::timestamptz[])
+        "#,
+        &rows.project_id,
+        &rows.server_handle,
+        &rows.cpu_millis,
+        &rows.ram_mb,
+        &rows.disk_mb,
+        &rows.revision,
+        &rows.create_time,
+        &rows.update_time
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Writes changed placements.
+///
+/// # Errors
+/// [`StoreError`]; also when a placement is not there.
+pub async fn update(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<(), StoreError> {
+    let updated = sqlx::query!(
+        r#"
+        UPDATE placements p SET server_handle = n.server_handle, reserved_cpu_millis = n.cpu_millis, reserved_ram_mb = n.ram_mb,
+            reserved_disk_mb = n.disk_mb, revision = n.revision, create_time = n.create_time, update_time = n.update_time
+        FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::timestamptz[],
+            $8::timestamptz[]) AS n (project_id, server_handle, cpu_millis, ram_mb, disk_mb, revision, create_time, update_time)
+        WHERE p.project_id = n.project_id
+        "#,
+        &rows.project_id,
+        &rows.server_handle,
+        &rows.cpu_millis,
+        &rows.ram_mb,
+        &rows.disk_mb,
+        &rows.revision,
+        &rows.create_time,
+        &rows.update_time
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    check_count("placements", updated, rows.len())
+}
+
+/// Removes placements, whose ports are given back already.
+///
+/// # Errors
+/// [`StoreError`]; also when a placement is not there.
+pub async fn delete(conn: &mut PgConnection, project_ids: &[String]) -> Result<(), StoreError> {
+    let deleted = sqlx::query!("DELETE FROM placements WHERE project_id = ANY($1)", project_ids)
+        .execute(conn)
+        .await?
+        .rows_affected();
+    check_count("placements", deleted, project_ids.len())
+}
+
+/// A set-based statement that touched fewer rows than it was given did not do what was planned.
+pub(super) fn check_count(table: &'static str, affected: u64, expected: usize) -> Result<(), StoreError> {
+    if usize::try_from(affected) == Ok(expected) {
+        return Ok(());
+    }
+    Err(StoreError::inconsistent(table, "(set)", format!("{affected} rows were written where {expected} were planned")))
+}

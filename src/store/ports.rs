@@ -1,0 +1,255 @@
+//! The table `port_allocations`: one row for each port that is held or rests.
+
+use futures_core::stream::BoxStream;
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+use tokio_stream::StreamExt as _;
+use uuid::Uuid;
+
+use super::{StoreError, placements::check_count};
+use crate::domain::{Allocation, ModuleName, Port, ProjectId, Protocol, ServerHandle};
+
+/// The protocol as the table has it.
+pub(super) fn protocol_from_column(protocol: &str) -> Option<Protocol> {
+    match protocol {
+        "tcp" => Some(Protocol::Tcp),
+        "udp" => Some(Protocol::Udp),
+        _ => None,
+    }
+}
+
+fn protocol_to_column(protocol: Protocol) -> String {
+    match protocol {
+        Protocol::Tcp => "tcp".to_owned(),
+        Protocol::Udp => "udp".to_owned(),
+    }
+}
+
+fn port_from_column(port: i32) -> Option<Port> {
+    u32::try_from(port).ok().and_then(|port| Port::try_from(port).ok())
+}
+
+/// A port as the fleet takes it up.
+#[derive(Debug, Clone)]
+pub struct PortRow {
+    /// The server.
+    pub server_handle: ServerHandle,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: Port,
+    /// Until when it rests; none for one that is held.
+    pub free_after: Option<OffsetDateTime>,
+}
+
+/// Reads every port that is held or rests, ordered by server, without holding them all at once.
+pub fn list_all(conn: &mut PgConnection) -> BoxStream<'_, Result<PortRow, StoreError>> {
+    let rows = sqlx::query!(
+        r#"SELECT server_handle, protocol::text AS "protocol!", port, free_after FROM port_allocations ORDER BY server_handle"#
+    )
+    .fetch(conn);
+    Box::pin(rows.map(|row| {
+        let row = row?;
+        let broken = |problem: &str| {
+            StoreError::inconsistent("port_allocations", format!("{}:{}", row.server_handle, row.port), problem)
+        };
+        Ok(PortRow {
+            server_handle: ServerHandle::parse(&row.server_handle).map_err(|_| broken("server_handle"))?,
+            protocol: protocol_from_column(&row.protocol).ok_or_else(|| broken("protocol"))?,
+            port: port_from_column(row.port).ok_or_else(|| broken("port"))?,
+            free_after: row.free_after,
+        })
+    }))
+}
+
+/// Which allocations to list; what is `None` does not filter.
+#[derive(Debug, Clone, Default)]
+pub struct AllocationFilter {
+    /// Only this project's.
+    pub project_id: Option<String>,
+    /// Only this server's.
+    pub server_handle: Option<String>,
+    /// Only modules of this name.
+    pub module: Option<String>,
+    /// Only those after this project and module.
+    pub after: Option<(String, String)>,
+}
+
+/// An allocation with whose it is and where.
+#[derive(Debug, Clone)]
+pub struct AllocationRecord {
+    /// The project that holds it.
+    pub project_id: ProjectId,
+    /// The server whose port it is.
+    pub server_handle: ServerHandle,
+    /// The server's address.
+    pub server_address: String,
+    /// The allocation.
+    pub allocation: Allocation,
+}
+
+/// Reads a page of allocations, ordered by project and module.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list(
+    conn: &mut PgConnection,
+    filter: &AllocationFilter,
+    limit: i64,
+) -> Result<Vec<AllocationRecord>, StoreError> {
+    // No project is named by an empty string, so that the first page starts after it.
+    let (after_project, after_module) = filter.after.clone().unwrap_or_default();
+    let rows = sqlx::query!(
+        r#"
+        SELECT a.id, a.project_id AS "project_id!", a.module AS "module!", a.server_handle, s.address,
+               a.protocol::text AS "protocol!", a.port, a.create_time
+        FROM port_allocations a JOIN servers s ON s.handle = a.server_handle
+        WHERE a.project_id IS NOT NULL
+          AND ($1::text IS NULL OR a.project_id = $1)
+          AND ($2::text IS NULL OR a.server_handle = $2)
+          AND ($3::text IS NULL OR a.module = $3)
+          AND (a.project_id, a.module) > ($4, $5)
+        ORDER BY a.project_id, a.module LIMIT $6
+        "#,
+        filter.project_id,
+        filter.server_handle,
+        filter.module,
+        after_project,
+        after_module,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            let broken = |problem: &str| StoreError::inconsistent("port_allocations", row.id.to_string(), problem);
+            Ok(AllocationRecord {
+                project_id: ProjectId::parse(&row.project_id).map_err(|_| broken("project_id"))?,
+                server_handle: ServerHandle::parse(&row.server_handle).map_err(|_| broken("server_handle"))?,
+                server_address: row.address,
+                allocation: Allocation {
+                    id: row.id,
+                    module: ModuleName::parse(&row.module).map_err(|_| broken("module"))?,
+                    protocol: protocol_from_column(&row.protocol).ok_or_else(|| broken("protocol"))?,
+                    port: port_from_column(row.port).ok_or_else(|| broken("port"))?,
+                    create_time: row.create_time,
+                },
+            })
+        })
+        .collect()
+}
+
+/// Ports as columns, for statements over arrays.
+#[derive(Debug, Default)]
+pub struct PortColumns {
+    id: Vec<Uuid>,
+    server_handle: Vec<String>,
+    protocol: Vec<String>,
+    port: Vec<i32>,
+    project_id: Vec<String>,
+    module: Vec<String>,
+    create_time: Vec<OffsetDateTime>,
+}
+
+impl PortColumns {
+    /// Adds a port.
+    pub fn push(&mut self, project_id: &ProjectId, server_handle: &ServerHandle, allocation: &Allocation) {
+        self.id.push(allocation.id);
+        self.server_handle.push(server_handle.as_str().to_owned());
+        self.protocol.push(protocol_to_column(allocation.protocol));
+        self.port.push(i32::from(allocation.port.get()));
+        self.project_id.push(project_id.as_str().to_owned());
+        self.module.push(allocation.module.as_str().to_owned());
+        self.create_time.push(allocation.create_time);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.id.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.id.is_empty()
+    }
+}
+
+/// Writes ports that are given. One that rests is taken over; the schema refuses to take over one that is held.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn insert(conn: &mut PgConnection, rows: &PortColumns) -> Result<(), StoreError> {
+    let written = sqlx::query!(
+        r#"
+        INSERT INTO port_allocations (id, server_handle, protocol, port, project_id, module, create_time)
+        SELECT n.id, n.server_handle, n.protocol::port_protocol, n.port, n.project_id, n.module, n.create_time
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::timestamptz[])
+            AS n (id, server_handle, protocol, port, project_id, module, create_time)
+        ON CONFLICT ON CONSTRAINT port_allocations_pkey DO UPDATE
+        SET id = excluded.id, project_id = excluded.project_id, module = excluded.module, create_time = excluded.create_time,
+            free_after = NULL
+        "#,
+        &rows.id,
+        &rows.server_handle,
+        &rows.protocol,
+        &rows.port,
+        &rows.project_id,
+        &rows.module,
+        &rows.create_time
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    check_count("port_allocations", written, rows.len())
+}
+
+/// Writes ports that are given back, to rest until a time.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn update_resting(
+    conn: &mut PgConnection,
+    rows: &PortColumns,
+    free_after: OffsetDateTime,
+) -> Result<(), StoreError> {
+    let written = sqlx::query!(
+        r#"
+        INSERT INTO port_allocations (id, server_handle, protocol, port, create_time, free_after)
+        SELECT n.id, n.server_handle, n.protocol::port_protocol, n.port, n.create_time, $6
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[])
+            AS n (id, server_handle, protocol, port, create_time)
+        ON CONFLICT ON CONSTRAINT port_allocations_pkey DO UPDATE
+        SET project_id = NULL, module = NULL, free_after = excluded.free_after
+        "#,
+        &rows.id,
+        &rows.server_handle,
+        &rows.protocol,
+        &rows.port,
+        &rows.create_time,
+        free_after
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    check_count("port_allocations", written, rows.len())
+}
+
+/// Removes up to `limit` ports whose rest is over; tells how many there were.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn delete_rested(conn: &mut PgConnection, limit: i64) -> Result<u64, StoreError> {
+    Ok(sqlx::query!(
+        r#"
+        DELETE FROM port_allocations WHERE (server_handle, protocol, port) IN (
+            SELECT server_handle, protocol, port FROM port_allocations
+            WHERE free_after < clock_timestamp() ORDER BY free_after LIMIT $1 FOR UPDATE SKIP LOCKED)
+        "#,
+        limit
+    )
+    .execute(conn)
+    .await?
+    .rows_affected())
+}

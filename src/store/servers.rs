@@ -1,0 +1,351 @@
+//! The table `servers`: the inventory and its sums.
+
+use std::collections::BTreeMap;
+
+use sqlx::{PgConnection, postgres::types::PgRange, types::Json};
+use time::OffsetDateTime;
+
+use super::{StoreError, pools::DEFAULT_POOL};
+use crate::domain::{
+    Port, PortRange, Resources, Server, ServerHandle, ServerStatus,
+    fleet::{ServerRow, ServerState},
+    ports::ServerPorts,
+    server::Observation,
+};
+
+/// A server as it was read, with its times.
+#[derive(Debug, Clone)]
+pub struct ServerRecord {
+    /// The server, its sums and its usage.
+    pub row: ServerRow,
+    /// When it was registered.
+    pub create_time: OffsetDateTime,
+    /// When an inventory field last changed.
+    pub update_time: OffsetDateTime,
+}
+
+struct Row {
+    handle: String,
+    address: String,
+    status: String,
+    status_before_missing: Option<String>,
+    managed: bool,
+    labels: Json<BTreeMap<String, String>>,
+    capacity_cpu_millis: i64,
+    capacity_ram_mb: i64,
+    capacity_disk_mb: i64,
+    headroom_cpu_millis: i64,
+    headroom_ram_mb: i64,
+    headroom_disk_mb: i64,
+    reserved_cpu_millis: i64,
+    reserved_ram_mb: i64,
+    reserved_disk_mb: i64,
+    placement_count: i64,
+    observed_cpu_millis: Option<i64>,
+    observed_ram_mb: Option<i64>,
+    observed_disk_mb: Option<i64>,
+    observed_ports: Vec<i32>,
+    observe_time: Option<OffsetDateTime>,
+    usage_stale: bool,
+    port_range_start: i32,
+    port_range_end: i32,
+    excluded_ports: Vec<PgRange<i32>>,
+    source: String,
+    external_id: Option<String>,
+    generation: i64,
+    revision: i64,
+    create_time: OffsetDateTime,
+    update_time: OffsetDateTime,
+}
+
+/// Reads rows of `servers`: the columns are listed once, what follows FROM is each reader's.
+macro_rules! select_servers {
+    ($conn:expr, $tail:tt $(, $argument:expr)*) => {{
+        let rows = sqlx::query_as!(
+            Row,
+            r#"
+            SELECT handle, address, status::text AS "status!", status_before_missing::text, managed,
+                   labels AS "labels: Json<BTreeMap<String, String>>",
+                   capacity_cpu_millis, capacity_ram_mb, capacity_disk_mb,
+                   headroom_cpu_millis, headroom_ram_mb, headroom_disk_mb,
+                   reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb, placement_count,
+                   observed_cpu_millis, observed_ram_mb, observed_disk_mb, observed_ports, observe_time, usage_stale,
+                   port_range_start, port_range_end, excluded_ports AS "excluded_ports: Vec<PgRange<i32>>",
+                   source, external_id, generation, revision, create_time, update_time
+            FROM servers
+            "# + $tail
+            $(, $argument)*
+        )
+        .fetch_all($conn)
+        .await?;
+        rows.into_iter().map(ServerRecord::try_from).collect::<Result<Vec<_>, _>>()
+    }};
+}
+
+/// Reads one server.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn find(conn: &mut PgConnection, handle: &ServerHandle) -> Result<Option<ServerRecord>, StoreError> {
+    Ok(select_servers!(conn, "WHERE handle = $1", handle.as_str())?.pop())
+}
+
+/// Reads the servers whose inventory or usage changed after a revision, in the order of their changes.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_changed(conn: &mut PgConnection, after_revision: i64) -> Result<Vec<ServerRecord>, StoreError> {
+    select_servers!(
+        conn,
+        "WHERE pool_id = $1 AND revision > $2 ORDER BY revision",
+        DEFAULT_POOL,
+        after_revision
+    )
+}
+
+/// Which servers to list; what is `None` does not filter.
+#[derive(Debug, Clone, Default)]
+pub struct ServerFilter {
+    /// The status as the table has it, where `in_use` is not `ready`.
+    pub status: Option<&'static str>,
+    /// Only managed ones, or only others.
+    pub managed: Option<bool>,
+    /// Only those that carry this label.
+    pub label_key: Option<String>,
+    /// Only those whose label has this value.
+    pub label_value: Option<String>,
+    /// Only those of this source.
+    pub source: Option<String>,
+    /// Only those after this handle.
+    pub after: Option<String>,
+}
+
+/// Reads a page of servers, ordered by handle.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list(conn: &mut PgConnection, filter: &ServerFilter, limit: i64) -> Result<Vec<ServerRecord>, StoreError> {
+    select_servers!(
+        conn,
+        r#"
+        WHERE ($1::text IS NULL OR status = $1::text::server_status)
+          AND ($2::boolean IS NULL OR managed = $2)
+          AND ($3::text IS NULL OR labels ? $3)
+          AND ($4::text IS NULL OR labels ->> $3 = $4)
+          AND ($5::text IS NULL OR source = $5)
+          AND handle > $6
+        ORDER BY handle LIMIT $7
+        "#,
+        filter.status,
+        filter.managed,
+        filter.label_key.as_deref(),
+        filter.label_value.as_deref(),
+        filter.source.as_deref(),
+        // No handle is empty, so that the first page starts after it.
+        filter.after.as_deref().unwrap_or_default(),
+        limit
+    )
+}
+
+/// Writes what operators and sources set on a server, new or known.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn insert_or_update(conn: &mut PgConnection, server: &Server) -> Result<(), StoreError> {
+    let excluded: Vec<PgRange<i32>> = server
+        .excluded_ports
+        .iter()
+        .map(|range| (i32::from(range.start.get())..=i32::from(range.end.get())).into())
+        .collect();
+    sqlx::query!(
+        r#"
+        INSERT INTO servers (pool_id, handle, address, status, status_before_missing, managed, labels,
+            capacity_cpu_millis, capacity_ram_mb, capacity_disk_mb, headroom_cpu_millis, headroom_ram_mb, headroom_disk_mb,
+            port_range_start, port_range_end, excluded_ports, source, external_id)
+        VALUES ($1, $2, $3, $4::text::server_status, $5::text::server_status, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+        ON CONFLICT (handle) DO UPDATE SET address = excluded.address, status = excluded.status,
+            status_before_missing = excluded.status_before_missing, managed = excluded.managed, labels = excluded.labels,
+            capacity_cpu_millis = excluded.capacity_cpu_millis, capacity_ram_mb = excluded.capacity_ram_mb,
+            capacity_disk_mb = excluded.capacity_disk_mb, headroom_cpu_millis = excluded.headroom_cpu_millis,
+            headroom_ram_mb = excluded.headroom_ram_mb, headroom_disk_mb = excluded.headroom_disk_mb,
+            port_range_start = excluded.port_range_start, port_range_end = excluded.port_range_end,
+            excluded_ports = excluded.excluded_ports, source = excluded.source, external_id = excluded.external_id
+        "#,
+        DEFAULT_POOL,
+        server.handle.as_str(),
+        server.address,
+        status_to_column(server.status),
+        server.status_before_missing.map(status_to_column),
+        server.managed,
+        Json(&server.labels) as _,
+        server.capacity.cpu_millis,
+        server.capacity.ram_mb,
+        server.capacity.disk_mb,
+        server.headroom.cpu_millis,
+        server.headroom.ram_mb,
+        server.headroom.disk_mb,
+        i32::from(server.port_range.start.get()),
+        i32::from(server.port_range.end.get()),
+        &excluded as _,
+        server.source,
+        server.external_id
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Removes a server; the schema refuses one that holds placements.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn delete(conn: &mut PgConnection, handle: &ServerHandle) -> Result<(), StoreError> {
+    sqlx::query!("DELETE FROM servers WHERE handle = $1", handle.as_str()).execute(conn).await?;
+    Ok(())
+}
+
+/// Writes usage reports, the last of each server.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn update_usage(
+    conn: &mut PgConnection,
+    reports: &BTreeMap<ServerHandle, Observation>,
+) -> Result<(), StoreError> {
+    for (handle, report) in reports {
+        let ports: Vec<i32> = report.listening_ports.iter().map(|port| i32::from(port.get())).collect();
+        sqlx::query!(
+            r#"
+            UPDATE servers SET observed_cpu_millis = $2, observed_ram_mb = $3, observed_disk_mb = $4, observed_ports = $5,
+                observe_time = $6, usage_stale = false
+            WHERE handle = $1
+            "#,
+            handle.as_str(),
+            report.cpu_millis,
+            report.ram_mb,
+            report.disk_mb,
+            &ports,
+            report.observe_time
+        )
+        .execute(&mut *conn)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Notes that the log has told of a server's report being too old.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn update_usage_stale(conn: &mut PgConnection, handles: &[String]) -> Result<(), StoreError> {
+    sqlx::query!("UPDATE servers SET usage_stale = true WHERE handle = ANY($1)", handles).execute(conn).await?;
+    Ok(())
+}
+
+fn status_to_column(status: ServerStatus) -> &'static str {
+    match status {
+        ServerStatus::Discovered => "discovered",
+        ServerStatus::Provisioning => "provisioning",
+        ServerStatus::Ready => "ready",
+        ServerStatus::Maintenance => "maintenance",
+        ServerStatus::Error => "error",
+        ServerStatus::Unreachable => "unreachable",
+        ServerStatus::Missing => "missing",
+        ServerStatus::Decommissioned => "decommissioned",
+    }
+}
+
+fn status_from_column(status: &str) -> Option<ServerStatus> {
+    Some(match status {
+        "discovered" => ServerStatus::Discovered,
+        "provisioning" => ServerStatus::Provisioning,
+        "ready" | "in_use" => ServerStatus::Ready,
+        "maintenance" => ServerStatus::Maintenance,
+        "error" => ServerStatus::Error,
+        "unreachable" => ServerStatus::Unreachable,
+        "missing" => ServerStatus::Missing,
+        "decommissioned" => ServerStatus::Decommissioned,
+        _ => return None,
+    })
+}
+
+fn port(port: i32) -> Option<Port> {
+    u32::try_from(port).ok().and_then(|port| Port::try_from(port).ok())
+}
+
+/// The ports in a range as Postgres keeps it: the lower bound inside, the upper one outside.
+fn port_range(range: &PgRange<i32>) -> Option<PortRange> {
+    use std::ops::Bound::{Excluded, Included};
+    match (range.start, range.end) {
+        (Included(start), Excluded(end)) => Some(PortRange { start: port(start)?, end: port(end - 1)? }),
+        _ => None,
+    }
+}
+
+impl TryFrom<Row> for ServerRecord {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self, StoreError> {
+        let broken = |problem: &str| StoreError::inconsistent("servers", row.handle.clone(), problem);
+        let ports = |ports: &[i32]| ports.iter().map(|p| port(*p)).collect::<Option<Vec<_>>>();
+        let status = |status: &str| status_from_column(status).ok_or_else(|| broken("unknown status"));
+        let observed = match row.observe_time {
+            None => None,
+            Some(observe_time) => Some(Observation {
+                cpu_millis: row.observed_cpu_millis,
+                ram_mb: row.observed_ram_mb,
+                disk_mb: row.observed_disk_mb,
+                listening_ports: ports(&row.observed_ports).ok_or_else(|| broken("observed_ports"))?,
+                observe_time,
+            }),
+        };
+        let server = Server {
+            handle: ServerHandle::parse(&row.handle).map_err(|error| broken(&error.to_string()))?,
+            status: status(&row.status)?,
+            status_before_missing: row.status_before_missing.as_deref().map(status).transpose()?,
+            managed: row.managed,
+            capacity: Resources {
+                cpu_millis: row.capacity_cpu_millis,
+                ram_mb: row.capacity_ram_mb,
+                disk_mb: row.capacity_disk_mb,
+            },
+            headroom: Resources {
+                cpu_millis: row.headroom_cpu_millis,
+                ram_mb: row.headroom_ram_mb,
+                disk_mb: row.headroom_disk_mb,
+            },
+            port_range: PortRange {
+                start: port(row.port_range_start).ok_or_else(|| broken("port_range_start"))?,
+                end: port(row.port_range_end).ok_or_else(|| broken("port_range_end"))?,
+            },
+            excluded_ports: row
+                .excluded_ports
+                .iter()
+                .map(port_range)
+                .collect::<Option<_>>()
+                .ok_or_else(|| broken("excluded_ports"))?,
+            address: row.address,
+            labels: row.labels.0,
+            source: row.source,
+            external_id: row.external_id,
+        };
+        let state = ServerState {
+            server,
+            reserved: Resources {
+                cpu_millis: row.reserved_cpu_millis,
+                ram_mb: row.reserved_ram_mb,
+                disk_mb: row.reserved_disk_mb,
+            },
+            placement_count: row.placement_count,
+            observed,
+            usage_stale: row.usage_stale,
+            generation: row.generation,
+            ports: ServerPorts::default(),
+        };
+        Ok(Self {
+            row: ServerRow { state, revision: row.revision },
+            create_time: row.create_time,
+            update_time: row.update_time,
+        })
+    }
+}
