@@ -1,3 +1,4 @@
+pub mod allocator;
 pub mod domain;
 pub mod proto;
 pub mod store;

@@ -13,6 +13,7 @@ use time::{Duration, OffsetDateTime};
 use super::{
     Allocation, Port, ProjectId, Protocol, Reason, Resources, Server, ServerHandle,
     event::{LogEntry, Operation, ServerChange, ServerChanged},
+    placement::{Context, filter::admits},
     ports::ServerPorts,
     server::Observation,
 };
@@ -67,13 +68,6 @@ impl ServerState {
     pub fn free_with(&self, more: Resources) -> Resources {
         let observed = self.observed.as_ref().map_or(Resources::ZERO, Observation::usage);
         self.server.budget() - (self.reserved + more).max(observed)
-    }
-
-    /// How old the usage report is; none when there never was one. Both times are the database's clock, so a report cannot come
-    /// from the future but by a failover to a clock that is behind: that counts as fresh (L28).
-    #[must_use]
-    pub fn usage_age(&self, now: OffsetDateTime) -> Option<Duration> {
-        self.observed.as_ref().map(|observed| (now - observed.observe_time).max(Duration::ZERO))
     }
 }
 
@@ -224,6 +218,15 @@ impl Fleet {
             None => state.ports.take(protocol, port),
             Some(free_after) => state.ports.give_back(protocol, port, free_after, now),
         });
+    }
+
+    /// Whether the server admits work.
+    #[must_use]
+    pub fn admits(&self, handle: &ServerHandle, context: &Context) -> bool {
+        self.get(handle).is_some_and(|state| {
+            let observe_time = state.observed.as_ref().map(|observed| observed.observe_time);
+            admits(state.server.managed, state.server.status, observe_time, context).is_ok()
+        })
     }
 
     /// Takes up a usage report.

@@ -6,10 +6,37 @@ use sqlx::PgConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{StoreError, ports::protocol_from_column};
-use crate::domain::{Allocation, ModuleName, Placement, Port, Project, ProjectId, Resources, ServerHandle};
+use super::{StoreError, ports::protocol_from_column, servers::status_from_column};
+use crate::domain::{
+    Allocation, ModuleName, Placement, Port, Project, ProjectId, Resources, ServerHandle, ServerStatus,
+};
+
+/// What a project holds, with what its answer tells of its server, all of one snapshot.
+#[derive(Debug, Clone)]
+pub struct ProjectRecord {
+    /// The project.
+    pub project: Project,
+    /// Its server's address.
+    pub server_address: String,
+    /// Whether its server is managed.
+    pub server_managed: bool,
+    /// Its server's status.
+    pub server_status: ServerStatus,
+    /// When its server last reported its usage.
+    pub server_observe_time: Option<OffsetDateTime>,
+    /// The number of the newest event.
+    pub last_sequence: i64,
+    /// The database's time.
+    pub now: OffsetDateTime,
+}
 
 struct Row {
+    server_address: String,
+    server_managed: bool,
+    server_status: String,
+    server_observe_time: Option<OffsetDateTime>,
+    last_sequence: i64,
+    now: OffsetDateTime,
     project_id: String,
     server_handle: String,
     reserved_cpu_millis: i64,
@@ -25,22 +52,26 @@ struct Row {
     times: Vec<OffsetDateTime>,
 }
 
-/// Reads what the projects hold, of those that hold anything.
+/// Reads what the projects hold, of those that hold anything, in one statement.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn list_projects(
     conn: &mut PgConnection,
     project_ids: &[String],
-) -> Result<HashMap<ProjectId, Project>, StoreError> {
+) -> Result<HashMap<ProjectId, ProjectRecord>, StoreError> {
     let rows = sqlx::query_as!(
         Row,
         r#"
         SELECT p.project_id, p.server_handle, p.reserved_cpu_millis, p.reserved_ram_mb, p.reserved_disk_mb, p.revision,
                p.create_time, p.update_time, held.ids AS "ids!", held.modules AS "modules!", held.protocols AS "protocols!",
-               held.ports AS "ports!", held.times AS "times!"
+               held.ports AS "ports!", held.times AS "times!",
+               s.address AS server_address, s.managed AS server_managed, s.status::text AS "server_status!",
+               s.observe_time AS server_observe_time, pool.last_sequence, clock_timestamp() AS "now!"
         FROM unnest($1::text[]) AS asked (project_id)
         JOIN placements p ON p.project_id = asked.project_id
+        JOIN servers s ON s.handle = p.server_handle
+        JOIN pools pool ON pool.pool_id = s.pool_id
         CROSS JOIN LATERAL (
             SELECT coalesce(array_agg(a.id ORDER BY a.module), '{}') AS ids,
                    coalesce(array_agg(a.module ORDER BY a.module), '{}') AS modules,
@@ -54,10 +85,12 @@ pub async fn list_projects(
     )
     .fetch_all(conn)
     .await?;
-    rows.into_iter().map(|row| Project::try_from(row).map(|project| (project.id.clone(), project))).collect()
+    rows.into_iter()
+        .map(|row| ProjectRecord::try_from(row).map(|record| (record.project.id.clone(), record)))
+        .collect()
 }
 
-impl TryFrom<Row> for Project {
+impl TryFrom<Row> for ProjectRecord {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
@@ -89,7 +122,16 @@ impl TryFrom<Row> for Project {
             update_time: row.update_time,
         };
         let id = ProjectId::parse(&row.project_id).map_err(|error| broken(format!("project_id: {error}")))?;
-        Ok(Self { id, placement: Some(placement), allocations })
+        Ok(Self {
+            project: Project { id, placement: Some(placement), allocations },
+            server_status: status_from_column(&row.server_status)
+                .ok_or_else(|| broken("status of its server".to_owned()))?,
+            server_address: row.server_address,
+            server_managed: row.server_managed,
+            server_observe_time: row.server_observe_time,
+            last_sequence: row.last_sequence,
+            now: row.now,
+        })
     }
 }
 

@@ -255,7 +255,7 @@ fn status_to_column(status: ServerStatus) -> &'static str {
     }
 }
 
-fn status_from_column(status: &str) -> Option<ServerStatus> {
+pub(super) fn status_from_column(status: &str) -> Option<ServerStatus> {
     Some(match status {
         "discovered" => ServerStatus::Discovered,
         "provisioning" => ServerStatus::Provisioning,

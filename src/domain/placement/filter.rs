@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use time::OffsetDateTime;
+
 use super::Context;
 use crate::domain::{
     Port, Resources, ServerStatus,
@@ -151,16 +153,21 @@ pub(super) fn describe_short(short: Resources) -> String {
     missing.join(", ")
 }
 
-/// Whether the server admits work: managed, ready, and its usage report, if it ever made one, fresh.
+/// Whether a server admits work: managed, ready, and its usage report, if it ever made one, fresh.
 ///
 /// # Errors
 /// The [`Exclusion`] of the first stage that it fails.
-pub fn admits(state: &ServerState, context: &Context) -> Result<(), Exclusion> {
-    if !state.server.managed {
+pub fn admits(
+    managed: bool,
+    status: ServerStatus,
+    observe_time: Option<OffsetDateTime>,
+    context: &Context,
+) -> Result<(), Exclusion> {
+    if !managed {
         return Err(Exclusion::Unmanaged);
     }
-    check_status(state)?;
-    check_usage(state, context)
+    check_status(status)?;
+    check_usage(observe_time, context)
 }
 
 /// Whether the request can be placed on the server, and with which ports.
@@ -178,8 +185,8 @@ pub fn fits(state: &ServerState, ask: &Ask<'_>, context: &Context) -> Result<Vec
     if let Some(short) = shortage(ask.whole, state.server.budget(), ask) {
         return Err(Exclusion::Size { short });
     }
-    check_status(state)?;
-    check_usage(state, context)?;
+    check_status(state.server.status)?;
+    check_usage(state.observed.as_ref().map(|observed| observed.observe_time), context)?;
     if let Some(short) = shortage(ask.resources, state.free(), ask) {
         return Err(Exclusion::Capacity { short });
     }
@@ -189,19 +196,20 @@ pub fn fits(state: &ServerState, ask: &Ask<'_>, context: &Context) -> Result<Vec
         .map_err(Exclusion::Ports)
 }
 
-fn check_status(state: &ServerState) -> Result<(), Exclusion> {
-    match state.server.status {
-        ServerStatus::Ready => Ok(()),
-        status => Err(Exclusion::Status(status)),
-    }
+fn check_status(status: ServerStatus) -> Result<(), Exclusion> {
+    if status == ServerStatus::Ready { Ok(()) } else { Err(Exclusion::Status(status)) }
 }
 
-fn check_usage(state: &ServerState, context: &Context) -> Result<(), Exclusion> {
-    let Some(age) = state.usage_age(context.now) else { return Ok(()) };
-    if age <= context.usage_max_age {
-        return Ok(());
+/// Both times are the database's clock, so a report comes from the future only after a failover to a clock that is behind:
+/// that counts as fresh (L28).
+fn check_usage(observe_time: Option<OffsetDateTime>, context: &Context) -> Result<(), Exclusion> {
+    let age = observe_time.map(|observed| Duration::try_from(context.now - observed).unwrap_or_default());
+    match age {
+        Some(age) if age > context.usage_max_age => {
+            Err(Exclusion::UsageStale { age, max_age: context.usage_max_age })
+        }
+        _ => Ok(()),
     }
-    Err(Exclusion::UsageStale { age: age.unsigned_abs(), max_age: context.usage_max_age })
 }
 
 /// What is missing. A server that is over its capacity takes no new project, not even one that asks for nothing.

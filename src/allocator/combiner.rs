@@ -1,0 +1,181 @@
+//! The combiner: the one task of a replica that writes. It takes whatever waits in the queue, and commits it all in one
+//! transaction under the pool's row. The time that the previous commit took is the batching window: there is no timer, and a
+//! lone caller never waits.
+//!
+//! The task owns the transaction, so a caller that hangs up cannot tear it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use sqlx::PgConnection;
+use tokio::sync::{RwLock, mpsc, watch};
+
+use super::{
+    AllocatorOptions, Error,
+    command::{Answer, Job, Request},
+    ensure, inventory,
+    journal::Journal,
+    replica::Replica,
+};
+use crate::{
+    domain::{Project, ProjectId, placement::Context},
+    store::{Store, StoreError, placements, pools},
+};
+
+/// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
+const BUSY_TRIES: u32 = 3;
+
+/// The combiner's parts.
+pub struct Combiner {
+    pub(super) store: Store,
+    pub(super) options: AllocatorOptions,
+    pub(super) replica: Arc<RwLock<Replica>>,
+    pub(super) queue: mpsc::Receiver<Job>,
+    /// Tells the tailer that there is something to read.
+    pub(super) committed: watch::Sender<i64>,
+}
+
+impl Combiner {
+    /// Works until the queue is closed and empty.
+    pub async fn run(mut self) {
+        let mut waiting = Vec::with_capacity(self.options.max_batch);
+        while self.queue.recv_many(&mut waiting, self.options.max_batch).await > 0 {
+            // A caller that hung up need not cost a transaction.
+            let batch: Vec<Job> = waiting.drain(..).filter(|job| !job.reply.is_closed()).collect();
+            if !batch.is_empty() {
+                self.process(batch).await;
+            }
+        }
+    }
+
+    async fn process(&self, batch: Vec<Job>) {
+        match self.commit_with_retries(&batch).await {
+            Ok(answers) => answer(batch, answers),
+            Err(error @ StoreError::Unavailable(_)) => {
+                tracing::warn!(requests = batch.len(), error = &error as &dyn std::error::Error, "a batch was not committed");
+                let error = Error::from(error);
+                for job in batch {
+                    let _ = job.reply.send(Err(error.clone()));
+                }
+            }
+            // One bad request never harms its neighbours: each is tried alone.
+            Err(error) if batch.len() > 1 => {
+                tracing::warn!(requests = batch.len(), error = &error as &dyn std::error::Error, "a batch was rejected; its requests run one by one");
+                for job in batch {
+                    Box::pin(self.process(vec![job])).await;
+                }
+            }
+            Err(error) => {
+                tracing::error!(request_id = batch.first().map(|job| &job.request_id), error = &error as &dyn std::error::Error, "a request failed");
+                let error = Error::from(error);
+                for job in batch {
+                    let _ = job.reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    async fn commit_with_retries(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let mut tries = 1;
+        loop {
+            match self.commit(batch).await {
+                Err(StoreError::Busy(error)) if tries < BUSY_TRIES => {
+                    tracing::warn!(tries, error = &error as &dyn std::error::Error, "the database was busy");
+                    tokio::time::sleep(Duration::from_millis(50) * tries).await;
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Commits a batch in one transaction.
+    ///
+    /// When the outcome of the commit itself is unknown, for the connection broke, the fleet is thrown away, and the next lock
+    /// and read tells what happened. The callers are told to try again, which is safe in either case.
+    async fn commit(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let mut replica = self.replica.write().await;
+        let mut transaction = self.store.begin_write().await?;
+        let pool = pools::lock(&mut transaction).await?;
+        // A later statement than the lock: a statement's snapshot is older than the lock that it waits for.
+        replica.catch_up(&mut transaction, &pool).await?;
+        let result = self.write(&mut transaction, &mut replica, &pool, batch).await;
+        let result = match result {
+            Ok(answers) => transaction.commit().await.map(|()| answers).map_err(StoreError::from),
+            Err(error) => Err(error),
+        };
+        match &result {
+            Ok(_) => {
+                self.committed.send_replace(replica.fleet().sequence());
+            }
+            Err(_) => replica.forget(),
+        }
+        result
+    }
+
+    /// Plans every request in memory, in arrival order, and writes what came of it. Those that wait together are concurrent, so
+    /// that any order of theirs is a fair one: usage reports first, then the inventory, then projects.
+    async fn write(
+        &self,
+        conn: &mut PgConnection,
+        replica: &mut Replica,
+        pool: &pools::PoolState,
+        batch: &[Job],
+    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let context = Context { now: pool.now, usage_max_age: self.options.usage_max_age };
+        let free_after = pool.now + self.options.port_rest;
+        let ids = project_ids(batch);
+        let committed: HashMap<ProjectId, Project> = if ids.is_empty() {
+            HashMap::new()
+        } else {
+            let records = placements::list_projects(conn, &ids).await?;
+            records.into_iter().map(|(id, record)| (id, record.project)).collect()
+        };
+        let mut journal = Journal::new(pool.now, committed);
+        let mut answers: Vec<Option<Result<Answer, Error>>> = batch.iter().map(|_| None).collect();
+
+        inventory::tell_unlogged(&mut journal, replica);
+        inventory::take_usage(conn, replica, pool, batch, &mut answers).await?;
+        for (job, slot) in batch.iter().zip(&mut answers) {
+            if let Some(answer) = inventory::write(conn, &mut journal, replica, job, &context).await? {
+                *slot = Some(answer);
+            }
+        }
+        for (job, slot) in batch.iter().zip(&mut answers) {
+            let fleet = replica.fleet_mut();
+            match &job.request {
+                Request::Ensure(request) => {
+                    let answer = ensure::ensure(&mut journal, fleet, request, &job.request_id, &context);
+                    *slot = Some(answer.map(Answer::Ensured).map_err(Error::from));
+                }
+                Request::Release(request) => {
+                    let answer = ensure::release(&mut journal, fleet, request, &job.request_id, free_after);
+                    *slot = Some(Ok(Answer::Released(answer)));
+                }
+                _ => {}
+            }
+        }
+        journal.write(conn, free_after).await?;
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
+    }
+}
+
+fn answer(batch: Vec<Job>, answers: Vec<Result<Answer, Error>>) {
+    for (job, answer) in batch.into_iter().zip(answers) {
+        // A caller that hung up repeats the call and gets what was committed.
+        let _ = job.reply.send(answer);
+    }
+}
+
+fn project_ids(batch: &[Job]) -> Vec<String> {
+    let mut ids: Vec<_> = batch
+        .iter()
+        .filter_map(|job| match &job.request {
+            Request::Ensure(request) => Some(request.project_id.as_str().to_owned()),
+            Request::Release(request) => Some(request.project_id.as_str().to_owned()),
+            _ => None,
+        })
+        .collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}

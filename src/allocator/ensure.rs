@@ -1,0 +1,229 @@
+//! EnsureAllocation and ReleaseAllocation within a transaction: the decision becomes an operation, and the project as it stands
+//! after it.
+
+use uuid::Uuid;
+
+use super::{
+    command::{EnsureAnswer, Outcome, ProjectView, ReleaseAnswer},
+    journal::Journal,
+};
+use crate::domain::{
+    Allocation, Fleet, Placement, Project, Refusal, Resources, ServerHandle,
+    event::{Ensured, Operation, Refused, Released, Requested, Selected},
+    placement::{Context, Decision, decide},
+    ports::PortGrant,
+    request::{EnsureRequest, ReleaseRequest},
+};
+
+/// What a decision makes of a project, and the operation that says so; none where nothing changes.
+struct Effect {
+    project: Project,
+    server_address: String,
+    operation: Option<(ServerHandle, Ensured)>,
+    outcome: Outcome,
+}
+
+/// Decides an ensure and takes it up.
+///
+/// # Errors
+/// The refusal, which is taken up too.
+pub fn ensure(
+    journal: &mut Journal,
+    fleet: &mut Fleet,
+    request: &EnsureRequest,
+    request_id: &str,
+    context: &Context,
+) -> Result<EnsureAnswer, Refusal> {
+    let project = journal.project(&request.project_id);
+    let mut effect = match decide(fleet, &project, request, context) {
+        Ok(decision) => effect(fleet, project, request, decision, context),
+        Err(refusal) => {
+            record_refusal(journal, fleet, request, request_id, &refusal);
+            return Err(refusal);
+        }
+    };
+    if let Some((server_handle, ensured)) = effect.operation.take() {
+        let sequence = journal.record(
+            fleet,
+            Some(request.project_id.clone()),
+            Some(server_handle),
+            request_id,
+            Operation::Ensured(ensured),
+        );
+        if let Some(placement) = &mut effect.project.placement {
+            placement.revision = sequence;
+        }
+        journal.set_project(effect.project.clone());
+    }
+    Ok(answer(fleet, effect, context))
+}
+
+/// Says what an ensure would do, and changes nothing: ids and times are left out.
+///
+/// # Errors
+/// The refusal.
+pub fn preview(
+    fleet: &Fleet,
+    project: Project,
+    request: &EnsureRequest,
+    context: &Context,
+) -> Result<EnsureAnswer, Refusal> {
+    let decision = decide(fleet, &project, request, context)?;
+    let effect = effect(fleet, project, request, decision, context);
+    Ok(answer(fleet, effect, context))
+}
+
+fn answer(fleet: &Fleet, effect: Effect, context: &Context) -> EnsureAnswer {
+    let handle = effect.project.placement.as_ref().map(|placement| &placement.server_handle);
+    let server_admissible = handle.is_some_and(|handle| fleet.admits(handle, context));
+    EnsureAnswer {
+        outcome: effect.outcome,
+        view: ProjectView {
+            project: effect.project,
+            server_address: effect.server_address,
+            server_admissible,
+            sequence: fleet.sequence(),
+        },
+    }
+}
+
+fn effect(
+    fleet: &Fleet,
+    mut project: Project,
+    request: &EnsureRequest,
+    decision: Decision,
+    context: &Context,
+) -> Effect {
+    let (server_handle, selected, grown, grants, outcome) = match decision {
+        Decision::Unchanged => {
+            let handle = project.placement.as_ref().map(|placement| &placement.server_handle);
+            let server_address = handle.map(|handle| address(fleet, handle)).unwrap_or_default();
+            return Effect { project, server_address, operation: None, outcome: Outcome::Unchanged };
+        }
+        Decision::Place { server_handle, selected, reserve, ports } => {
+            (server_handle, Some(selected), reserve, ports, Outcome::Created)
+        }
+        Decision::Extend { server_handle, grow, ports } => (server_handle, None, grow, ports, Outcome::Extended),
+    };
+    let allocations = give(&mut project, &server_handle, grown, grants, context);
+    let server_address = address(fleet, &server_handle);
+    let ensured = ensured(request, selected, &server_address, grown, allocations, &project);
+    Effect { project, server_address, operation: Some((server_handle, ensured)), outcome }
+}
+
+fn address(fleet: &Fleet, handle: &ServerHandle) -> String {
+    fleet.get(handle).map(|state| state.server.address.clone()).unwrap_or_default()
+}
+
+fn ensured(
+    request: &EnsureRequest,
+    selected: Option<Selected>,
+    server_address: &str,
+    grown: Resources,
+    allocations: Vec<Allocation>,
+    project: &Project,
+) -> Ensured {
+    Ensured {
+        requested: requested(request),
+        selected,
+        server_address: server_address.to_owned(),
+        grown,
+        allocations,
+        allocation_count: u32::try_from(project.allocations.len()).unwrap_or(u32::MAX),
+    }
+}
+
+fn requested(request: &EnsureRequest) -> Requested {
+    Requested { modules: request.modules.clone(), resources: request.resources }
+}
+
+/// Adds to what the project holds; returns the new allocations.
+fn give(
+    project: &mut Project,
+    server_handle: &ServerHandle,
+    grown: Resources,
+    grants: Vec<PortGrant>,
+    context: &Context,
+) -> Vec<Allocation> {
+    let placement = project.placement.get_or_insert_with(|| Placement {
+        server_handle: server_handle.clone(),
+        reserved: Resources::ZERO,
+        revision: 0,
+        create_time: context.now,
+        update_time: context.now,
+    });
+    placement.reserved += grown;
+    placement.update_time = context.now;
+    let allocations: Vec<_> = grants
+        .into_iter()
+        .map(|grant| Allocation {
+            id: Uuid::now_v7(),
+            module: grant.module,
+            protocol: grant.protocol,
+            port: grant.port,
+            create_time: context.now,
+        })
+        .collect();
+    project.allocations.extend(allocations.iter().cloned());
+    project.allocations.sort_by(|a, b| a.module.cmp(&b.module));
+    allocations
+}
+
+/// A refusal is told in the log, but not again and again while a caller retries.
+fn record_refusal(
+    journal: &mut Journal,
+    fleet: &mut Fleet,
+    request: &EnsureRequest,
+    request_id: &str,
+    refusal: &Refusal,
+) {
+    if fleet.was_just_refused(&request.project_id, refusal.reason, journal.now) {
+        return;
+    }
+    let refused = Refused {
+        requested: requested(request),
+        reason: refusal.reason,
+        disposition: refusal.reason.disposition(),
+        message: refusal.message.clone(),
+        metadata: refusal.metadata.clone(),
+    };
+    let operation = Operation::Refused(refused);
+    journal.record(fleet, Some(request.project_id.clone()), None, request_id, operation);
+}
+
+/// Takes up a release. What is not there is not given back, which is no error.
+pub fn release(
+    journal: &mut Journal,
+    fleet: &mut Fleet,
+    request: &ReleaseRequest,
+    request_id: &str,
+    free_after: time::OffsetDateTime,
+) -> ReleaseAnswer {
+    let mut project = journal.project(&request.project_id);
+    let nothing = ReleaseAnswer { server: None, released: Vec::new(), placement_removed: false };
+    let Some(placement) = &mut project.placement else { return nothing };
+    let goes = |allocation: &Allocation| request.modules.is_empty() || request.modules.contains(&allocation.module);
+    let (released, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut project.allocations).into_iter().partition(goes);
+    let placement_removed = kept.is_empty();
+    if released.is_empty() && !placement_removed {
+        return nothing;
+    }
+    let server_handle = placement.server_handle.clone();
+    let server_address = address(fleet, &server_handle);
+    let operation = Operation::Released(Released {
+        server_address: server_address.clone(),
+        allocations: released.clone(),
+        returned: placement_removed.then_some(placement.reserved),
+        free_after,
+    });
+    let sequence =
+        journal.record(fleet, Some(project.id.clone()), Some(server_handle.clone()), request_id, operation);
+    placement.revision = sequence;
+    placement.update_time = journal.now;
+    if placement_removed {
+        project.placement = None;
+    }
+    project.allocations = kept;
+    journal.set_project(project);
+    ReleaseAnswer { server: Some((server_handle, server_address)), released, placement_removed }
+}

@@ -1,0 +1,235 @@
+//! Writes of the inventory within a transaction. They are few, so each is written as it comes, and read back for its answer.
+
+use std::collections::BTreeMap;
+
+use sqlx::PgConnection;
+
+use super::{
+    Error,
+    command::{Answer, Job, Request},
+    journal::Journal,
+    replica::Replica,
+};
+use crate::{
+    domain::{
+        Refusal, Server, ServerHandle,
+        event::{Operation, ServerChange, ServerChanged},
+        inventory::{
+            SyncAction, SyncPlan, SyncRequest, check_etag, check_external_id, check_removable, plan_sync,
+        },
+        placement::{Context, filter::Exclusion, filter::admits, server_not_found},
+    },
+    store::{
+        StoreError,
+        pools::PoolState,
+        servers::{self, ServerRecord},
+    },
+};
+
+/// Who is named in the log where nobody asked.
+const BY_HAND: &str = "edited-by-hand";
+const BY_CLOCK: &str = "clock";
+
+/// Tells the log of servers that were changed by hand.
+pub fn tell_unlogged(journal: &mut Journal, replica: &mut Replica) {
+    for changed in replica.take_unlogged() {
+        record(journal, replica, BY_HAND, changed);
+    }
+}
+
+fn record(journal: &mut Journal, replica: &mut Replica, request_id: &str, changed: ServerChanged) {
+    let handle = changed.server.handle.clone();
+    journal.record(replica.fleet_mut(), None, Some(handle), request_id, Operation::ServerChanged(changed));
+}
+
+/// Takes the batch's usage reports, the last of each server.
+pub async fn take_usage(
+    conn: &mut PgConnection,
+    replica: &mut Replica,
+    pool: &PoolState,
+    batch: &[Job],
+    answers: &mut [Option<Result<Answer, Error>>],
+) -> Result<(), StoreError> {
+    let mut reports = BTreeMap::new();
+    for (job, slot) in batch.iter().zip(answers.iter_mut()) {
+        let Request::ReportUsage { handle, observation } = &job.request else { continue };
+        if replica.fleet().get(handle).is_none() {
+            *slot = Some(Err(server_not_found(handle).into()));
+            continue;
+        }
+        let mut observation = observation.clone();
+        observation.observe_time = pool.now;
+        replica.fleet_mut().observe(handle, observation.clone());
+        reports.insert(handle.clone(), observation);
+    }
+    if reports.is_empty() {
+        return Ok(());
+    }
+    servers::update_usage(conn, &reports).await?;
+    let written: BTreeMap<_, _> = read_back(conn, replica).await?;
+    for (job, slot) in batch.iter().zip(answers.iter_mut()) {
+        if let Request::ReportUsage { handle, .. } = &job.request
+            && slot.is_none()
+        {
+            *slot = written.get(handle).map(|record| Ok(Answer::Server(Box::new(record.clone()))));
+        }
+    }
+    Ok(())
+}
+
+/// Reads what was just written: the schema sets generation, revision and times.
+async fn read_back(
+    conn: &mut PgConnection,
+    replica: &mut Replica,
+) -> Result<BTreeMap<ServerHandle, ServerRecord>, StoreError> {
+    let records = replica.read_changed_servers(conn, i64::MAX).await?;
+    Ok(records.into_iter().map(|record| (record.row.state.server.handle.clone(), record)).collect())
+}
+
+/// Takes a write of the inventory; none for a request that is none.
+pub async fn write(
+    conn: &mut PgConnection,
+    journal: &mut Journal,
+    replica: &mut Replica,
+    job: &Job,
+    context: &Context,
+) -> Result<Option<Result<Answer, Error>>, StoreError> {
+    let request_id = &job.request_id;
+    let checked = match &job.request {
+        Request::RegisterServer { spec, etag } => {
+            let standing = replica.fleet().get(&spec.handle);
+            check_etag(etag.as_deref(), standing, &spec.handle).and_then(|()| {
+                let server = spec.as_ref().clone().onto(standing.map(|state| &state.server));
+                check_external_id(replica.fleet(), &server).map(|()| server)
+            })
+        }
+        Request::UpdateServer { handle, patch, etag } => match replica.fleet().get(handle) {
+            None => Err(server_not_found(handle)),
+            Some(state) => check_etag(etag.as_deref(), Some(state), handle).and_then(|()| {
+                let server = patch.as_ref().clone().onto(&state.server);
+                check_external_id(replica.fleet(), &server).map(|()| server)
+            }),
+        },
+        Request::DeleteServer { handle, etag } => {
+            return delete(conn, journal, replica, request_id, handle, etag.as_deref()).await.map(Some);
+        }
+        Request::SyncServers(request) => return sync(conn, journal, replica, request_id, request).await.map(Some),
+        Request::Housekeep => {
+            tell_stale(conn, journal, replica, context).await?;
+            return Ok(None);
+        }
+        Request::Ensure(_) | Request::Release(_) | Request::ReportUsage { .. } => return Ok(None),
+    };
+    let server = match checked {
+        Ok(server) => server,
+        Err(refusal) => return Ok(Some(Err(refusal.into()))),
+    };
+    let handle = server.handle.clone();
+    put(conn, journal, replica, request_id, server).await?;
+    let record = servers::find(conn, &handle).await?.ok_or_else(|| StoreError::Inconsistent {
+        table: "servers",
+        row: handle.to_string(),
+        problem: "it is gone right after it was written".to_owned(),
+    })?;
+    read_back(conn, replica).await?;
+    Ok(Some(Ok(Answer::Server(Box::new(record)))))
+}
+
+/// Writes a server where it changed.
+async fn put(
+    conn: &mut PgConnection,
+    journal: &mut Journal,
+    replica: &mut Replica,
+    request_id: &str,
+    server: Server,
+) -> Result<(), StoreError> {
+    let standing = replica.fleet().get(&server.handle).map(|state| &state.server);
+    if let Some(changed) = ServerChanged::between(standing, &server) {
+        servers::insert_or_update(conn, &server).await?;
+        record(journal, replica, request_id, changed);
+    }
+    Ok(())
+}
+
+async fn delete(
+    conn: &mut PgConnection,
+    journal: &mut Journal,
+    replica: &mut Replica,
+    request_id: &str,
+    handle: &ServerHandle,
+    etag: Option<&str>,
+) -> Result<Result<Answer, Error>, StoreError> {
+    let checked = match replica.fleet().get(handle) {
+        None => Err(server_not_found(handle)),
+        Some(state) => check_etag(etag, Some(state), handle)
+            .and_then(|()| check_removable(state))
+            .map(|()| state.server.clone()),
+    };
+    let server = match checked {
+        Ok(server) => server,
+        Err(refusal) => return Ok(Err(refusal.into())),
+    };
+    servers::delete(conn, handle).await?;
+    record(journal, replica, request_id, ServerChanged { changes: vec![ServerChange::Removed], server });
+    Ok(Ok(Answer::Done))
+}
+
+async fn sync(
+    conn: &mut PgConnection,
+    journal: &mut Journal,
+    replica: &mut Replica,
+    request_id: &str,
+    request: &SyncRequest,
+) -> Result<Result<Answer, Error>, StoreError> {
+    let plan: Result<SyncPlan, Refusal> = plan_sync(replica.fleet(), request);
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(refusal) => return Ok(Err(refusal.into())),
+    };
+    for action in plan.values() {
+        match action {
+            SyncAction::Created(server) | SyncAction::Updated(server, _) | SyncAction::MarkedMissing(server) => {
+                put(conn, journal, replica, request_id, server.clone()).await?;
+            }
+            SyncAction::Unchanged | SyncAction::Rejected(_) => {}
+        }
+    }
+    read_back(conn, replica).await?;
+    Ok(Ok(Answer::Synced(plan)))
+}
+
+/// Tells the log, once, of servers whose usage reports are too old by now.
+async fn tell_stale(
+    conn: &mut PgConnection,
+    journal: &mut Journal,
+    replica: &mut Replica,
+    context: &Context,
+) -> Result<(), StoreError> {
+    let mut stale: Vec<Server> = replica
+        .fleet()
+        .iter()
+        .filter(|state| !state.usage_stale && is_stale(state, context))
+        .map(|state| state.server.clone())
+        .collect();
+    if stale.is_empty() {
+        return Ok(());
+    }
+    stale.sort_by(|a, b| a.handle.cmp(&b.handle));
+    let handles: Vec<String> = stale.iter().map(|server| server.handle.to_string()).collect();
+    servers::update_usage_stale(conn, &handles).await?;
+    for server in stale {
+        record(journal, replica, BY_CLOCK, ServerChanged { changes: vec![ServerChange::UsageStale], server });
+    }
+    read_back(conn, replica).await?;
+    Ok(())
+}
+
+/// Whether a server's usage report is too old.
+#[must_use]
+pub fn is_stale(state: &crate::domain::fleet::ServerState, context: &Context) -> bool {
+    let observe_time = state.observed.as_ref().map(|observed| observed.observe_time);
+    matches!(
+        admits(true, crate::domain::ServerStatus::Ready, observe_time, context),
+        Err(Exclusion::UsageStale { .. })
+    )
+}

@@ -1,0 +1,166 @@
+//! What one transaction is going to commit: the operations, folded into the fleet as they are decided, and what they make of the
+//! projects at hand. Requests of one batch are decided in arrival order, each on what the ones before it left.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sqlx::PgConnection;
+use time::OffsetDateTime;
+
+use crate::{
+    domain::{
+        Allocation, Fleet, Port, Project, ProjectId, Protocol, ServerHandle,
+        event::{LogEntry, Operation},
+    },
+    store::{
+        StoreError, events,
+        placements::{self, PlacementColumns},
+        ports::{self, PortColumns},
+    },
+};
+
+/// The operations of one transaction, and the projects that they are about.
+#[derive(Debug)]
+pub struct Journal {
+    /// The transaction's time, by the database's clock.
+    pub now: OffsetDateTime,
+    entries: Vec<LogEntry>,
+    committed: HashMap<ProjectId, Project>,
+    projects: HashMap<ProjectId, Project>,
+}
+
+impl Journal {
+    /// A journal of nothing, over what is committed for the projects at hand.
+    #[must_use]
+    pub fn new(now: OffsetDateTime, committed: HashMap<ProjectId, Project>) -> Self {
+        Self { now, entries: Vec::new(), projects: committed.clone(), committed }
+    }
+
+    /// A project as the operations so far leave it.
+    #[must_use]
+    pub fn project(&self, id: &ProjectId) -> Project {
+        self.projects.get(id).cloned().unwrap_or_else(|| Project::unplaced(id.clone()))
+    }
+
+    /// Takes up a project as an operation leaves it.
+    pub fn set_project(&mut self, project: Project) {
+        self.projects.insert(project.id.clone(), project);
+    }
+
+    /// Takes up an operation and folds it into the fleet; returns the number of its last event.
+    pub fn record(
+        &mut self,
+        fleet: &mut Fleet,
+        project_id: Option<ProjectId>,
+        server_handle: Option<ServerHandle>,
+        request_id: &str,
+        operation: Operation,
+    ) -> i64 {
+        let entry = LogEntry {
+            first_sequence: fleet.sequence() + 1,
+            event_time: self.now,
+            project_id,
+            server_handle,
+            request_id: request_id.to_owned(),
+            operation,
+        };
+        fleet.apply(&entry);
+        self.entries.push(entry);
+        fleet.sequence()
+    }
+
+    /// Writes everything as statements over arrays. What is given back goes first, so that the sums never pass through a state
+    /// that no order of the requests has.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing of the transaction may then be committed.
+    pub async fn write(&self, conn: &mut PgConnection, free_after: OffsetDateTime) -> Result<(), StoreError> {
+        let changes = self.changes();
+        if !changes.given_back.is_empty() {
+            ports::update_resting(conn, &changes.given_back, free_after).await?;
+        }
+        if !changes.deleted.is_empty() {
+            placements::delete(conn, &changes.deleted).await?;
+        }
+        if !changes.updated.is_empty() {
+            placements::update(conn, &changes.updated).await?;
+        }
+        if !changes.inserted.is_empty() {
+            placements::insert(conn, &changes.inserted).await?;
+        }
+        if !changes.given.is_empty() {
+            ports::insert(conn, &changes.given).await?;
+        }
+        if !self.entries.is_empty() {
+            events::insert(conn, &self.entries).await?;
+        }
+        Ok(())
+    }
+
+    /// What differs between what is committed and what the operations leave.
+    fn changes(&self) -> Changes {
+        let mut changes = Changes::default();
+        // In one fixed order, as every set of rows is written (L46).
+        let touched: BTreeSet<_> = self.entries.iter().filter_map(|entry| entry.project_id.as_ref()).collect();
+        let mut held = BTreeSet::new();
+        for id in touched {
+            let (before, after) = (self.committed.get(id), self.projects.get(id));
+            let known: BTreeSet<_> =
+                before.iter().flat_map(|project| project.allocations.iter().map(|allocation| allocation.id)).collect();
+            let placement = |project: Option<&Project>| project.and_then(|project| project.placement.clone());
+            match (placement(before), placement(after)) {
+                (None, Some(placement)) => changes.inserted.push(id, &placement),
+                (Some(before), Some(after)) if before != after => changes.updated.push(id, &after),
+                (Some(_), None) => changes.deleted.push(id.to_string()),
+                _ => {}
+            }
+            let Some((after, placement)) = after.and_then(|after| Some((after, after.placement.as_ref()?))) else {
+                continue;
+            };
+            for allocation in &after.allocations {
+                held.insert((placement.server_handle.clone(), allocation.protocol, allocation.port));
+                if !known.contains(&allocation.id) {
+                    changes.given.push(id, &placement.server_handle, allocation);
+                }
+            }
+        }
+        let committed: BTreeSet<_> = self
+            .committed
+            .values()
+            .filter_map(|project| Some((project, &project.placement.as_ref()?.server_handle)))
+            .flat_map(|(project, handle)| project.allocations.iter().map(move |a| (handle, a.protocol, a.port)))
+            .collect();
+        for (id, handle, allocation) in self.given_back().into_values() {
+            let port = (handle.clone(), allocation.protocol, allocation.port);
+            // Given back and given again within the batch, it need not rest in between, but where its row is a committed one:
+            // the schema lets a port change hands by way of rest alone.
+            if committed.contains(&(handle, allocation.protocol, allocation.port)) || !held.contains(&port) {
+                changes.given_back.push(id, handle, allocation);
+            }
+        }
+        changes
+    }
+
+    /// The ports that were given back at some point, each once.
+    fn given_back(&self) -> BTreeMap<(&ServerHandle, Protocol, Port), (&ProjectId, &ServerHandle, &Allocation)> {
+        let mut given_back = BTreeMap::new();
+        for entry in &self.entries {
+            if let (Operation::Released(released), Some(id), Some(handle)) =
+                (&entry.operation, &entry.project_id, &entry.server_handle)
+            {
+                for allocation in &released.allocations {
+                    given_back.insert((handle, allocation.protocol, allocation.port), (id, handle, allocation));
+                }
+            }
+        }
+        given_back
+    }
+}
+
+#[derive(Debug, Default)]
+struct Changes {
+    given_back: PortColumns,
+    deleted: Vec<String>,
+    updated: PlacementColumns,
+    inserted: PlacementColumns,
+    given: PortColumns,
+}

@@ -1,0 +1,392 @@
+//! The use cases. This layer owns the transactions: it folds the log, asks the pure engine, writes, and appends the events.
+//!
+//! Writes go through the [`combiner`], reads of single projects through the [`reader`]; other reads are one snapshot each.
+
+pub mod combiner;
+pub mod command;
+mod ensure;
+mod error;
+mod inventory;
+mod journal;
+mod reader;
+mod replica;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{RwLock, mpsc, oneshot, watch},
+    task::JoinHandle,
+};
+
+use self::{
+    combiner::Combiner,
+    command::{Answer, EnsureAnswer, Job, Outcome, ProjectView, ReleaseAnswer, Request},
+    reader::Reader,
+    replica::Replica,
+};
+pub use self::error::Error;
+use crate::{
+    domain::{
+        Project, ProjectId, ServerHandle,
+        inventory::{ServerPatch, ServerSpec, SyncPlan, SyncRequest, plan_sync},
+        placement::{Context, Explanation, filter::admits, find_servers, server_not_found},
+        request::{EnsureRequest, FindRequest, ReleaseRequest},
+        server::Observation,
+    },
+    store::{
+        Store,
+        placements::ProjectRecord,
+        pools,
+        ports::{self, AllocationFilter, AllocationRecord},
+        servers::{self, ServerFilter, ServerRecord},
+    },
+};
+
+/// How often the log is told what nobody asked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// How many rested ports are removed at once.
+const RESTED_STEP: i64 = 1_000;
+
+/// What the allocator depends on beside the database.
+#[derive(Debug, Clone, Copy)]
+pub struct AllocatorOptions {
+    /// How old a usage report may be.
+    pub usage_max_age: Duration,
+    /// For how long a port that was given back rests while another is free.
+    pub port_rest: Duration,
+    /// How many requests may wait.
+    pub queue_limit: usize,
+    /// How many requests one transaction takes.
+    pub max_batch: usize,
+}
+
+impl Default for AllocatorOptions {
+    fn default() -> Self {
+        Self {
+            usage_max_age: Duration::from_secs(300),
+            port_rest: Duration::from_secs(60),
+            queue_limit: 4096,
+            max_batch: 256,
+        }
+    }
+}
+
+/// A page of what was asked for, and the number of the newest event that it includes.
+#[derive(Debug)]
+pub struct Listed<T> {
+    /// The page.
+    pub items: Vec<T>,
+    /// Whether there is more after it.
+    pub more: bool,
+    /// The number of the newest event that the page includes.
+    pub sequence: i64,
+}
+
+/// The handle of the use cases; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Allocator {
+    store: Store,
+    options: AllocatorOptions,
+    replica: Arc<RwLock<Replica>>,
+    queue: mpsc::Sender<Job>,
+    reader: Reader,
+    committed: watch::Receiver<i64>,
+}
+
+impl Allocator {
+    /// Starts the tasks behind the use cases. They end, what waits committed, when the last handle is dropped; the returned
+    /// task is the combiner's.
+    #[must_use]
+    pub fn start(store: Store, options: AllocatorOptions) -> (Self, JoinHandle<()>) {
+        let (queue, jobs) = mpsc::channel(options.queue_limit);
+        let (committed, news) = watch::channel(0);
+        let replica = Arc::new(RwLock::new(Replica::default()));
+        let combiner =
+            Combiner { store: store.clone(), options, replica: Arc::clone(&replica), queue: jobs, committed };
+        let task = tokio::spawn(combiner.run());
+        let reader = Reader::start(store.clone(), options.queue_limit);
+        let allocator = Self { store, options, replica, queue, reader, committed: news };
+        tokio::spawn(keep_house(allocator.clone_weak()));
+        (allocator, task)
+    }
+
+    /// The number of the newest event that this replica committed; changes tell a tailer that there is something to read.
+    #[must_use]
+    pub fn committed(&self) -> watch::Receiver<i64> {
+        self.committed.clone()
+    }
+
+    /// Places a project, or adds to what it holds; answers from what is committed where that is all that is asked for.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn ensure(&self, request: EnsureRequest, request_id: String) -> Result<EnsureAnswer, Error> {
+        let held = self.reader.find(request.project_id.clone()).await?;
+        if let Some(record) = held.filter(|record| request.is_satisfied_by(&record.project)) {
+            return Ok(EnsureAnswer { outcome: Outcome::Unchanged, view: self.view(record) });
+        }
+        match self.submit(Request::Ensure(request), request_id).await? {
+            Answer::Ensured(answer) => Ok(answer),
+            answer => unreachable!("an ensure is answered as one, not by {answer:?}"),
+        }
+    }
+
+    /// Says what an ensure would do, and writes nothing.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn preview(&self, request: EnsureRequest) -> Result<EnsureAnswer, Error> {
+        let mut replica = self.replica.write().await;
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        replica.catch_up(&mut snapshot, &pool).await?;
+        let ids = [request.project_id.to_string()];
+        let mut found = crate::store::placements::list_projects(&mut snapshot, &ids).await?;
+        let project = found
+            .remove(&request.project_id)
+            .map_or_else(|| Project::unplaced(request.project_id.clone()), |record| record.project);
+        let replica = replica.downgrade();
+        Ok(ensure::preview(replica.fleet(), project, &request, &self.context(&pool))?)
+    }
+
+    /// Gives back what a project holds.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn release(&self, request: ReleaseRequest, request_id: String) -> Result<ReleaseAnswer, Error> {
+        match self.submit(Request::Release(request), request_id).await? {
+            Answer::Released(answer) => Ok(answer),
+            answer => unreachable!("a release is answered as one, not by {answer:?}"),
+        }
+    }
+
+    /// What a project holds; none where nothing is reserved for it.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn find_project(&self, id: ProjectId) -> Result<Option<ProjectView>, Error> {
+        Ok(self.reader.find(id).await?.map(|record| self.view(record)))
+    }
+
+    /// A page of allocations.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn list_allocations(
+        &self,
+        filter: &AllocationFilter,
+        page_size: i64,
+    ) -> Result<Listed<AllocationRecord>, Error> {
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        let items = ports::list(&mut snapshot, filter, page_size + 1).await?;
+        Ok(page(items, page_size, pool.last_sequence))
+    }
+
+    /// Ranks the servers for a project that is not placed, and says why each other is left out.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn find_servers(&self, request: &FindRequest) -> Result<Explanation, Error> {
+        let mut replica = self.replica.write().await;
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        replica.catch_up(&mut snapshot, &pool).await?;
+        drop(snapshot);
+        // Others may read while this one looks at every server.
+        let replica = replica.downgrade();
+        Ok(find_servers(replica.fleet(), request, &self.context(&pool)))
+    }
+
+    /// Creates or replaces a server.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn register_server(
+        &self,
+        spec: ServerSpec,
+        etag: Option<String>,
+        request_id: String,
+    ) -> Result<ServerRecord, Error> {
+        self.server(Request::RegisterServer { spec: Box::new(spec), etag }, request_id).await
+    }
+
+    /// Changes some fields of a server.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn update_server(
+        &self,
+        handle: ServerHandle,
+        patch: ServerPatch,
+        etag: Option<String>,
+        request_id: String,
+    ) -> Result<ServerRecord, Error> {
+        self.server(Request::UpdateServer { handle, patch: Box::new(patch), etag }, request_id).await
+    }
+
+    /// Takes a usage report.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn report_usage(
+        &self,
+        handle: ServerHandle,
+        observation: Observation,
+        request_id: String,
+    ) -> Result<ServerRecord, Error> {
+        self.server(Request::ReportUsage { handle, observation }, request_id).await
+    }
+
+    /// Removes a server that holds no placement.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn delete_server(
+        &self,
+        handle: ServerHandle,
+        etag: Option<String>,
+        request_id: String,
+    ) -> Result<(), Error> {
+        self.submit(Request::DeleteServer { handle, etag }, request_id).await.map(|_| ())
+    }
+
+    /// Takes the whole list of a source.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn sync_servers(&self, request: SyncRequest, request_id: String) -> Result<SyncPlan, Error> {
+        match self.submit(Request::SyncServers(request), request_id).await? {
+            Answer::Synced(plan) => Ok(plan),
+            answer => unreachable!("a sync is answered as one, not by {answer:?}"),
+        }
+    }
+
+    /// Says what a sync would do, and writes nothing.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn preview_sync(&self, request: &SyncRequest) -> Result<SyncPlan, Error> {
+        let mut replica = self.replica.write().await;
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        replica.catch_up(&mut snapshot, &pool).await?;
+        Ok(plan_sync(replica.fleet(), request)?)
+    }
+
+    /// One server.
+    ///
+    /// # Errors
+    /// [`Error`]; `SERVER_NOT_FOUND`.
+    pub async fn find_server(&self, handle: &ServerHandle) -> Result<ServerRecord, Error> {
+        let mut conn = self.store.acquire().await?;
+        servers::find(&mut conn, handle).await?.ok_or_else(|| server_not_found(handle).into())
+    }
+
+    /// A page of servers.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn list_servers(&self, filter: &ServerFilter, page_size: i64) -> Result<Listed<ServerRecord>, Error> {
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        let items = servers::list(&mut snapshot, filter, page_size + 1).await?;
+        Ok(page(items, page_size, pool.last_sequence))
+    }
+
+    async fn server(&self, request: Request, request_id: String) -> Result<ServerRecord, Error> {
+        match self.submit(request, request_id).await? {
+            Answer::Server(record) => Ok(*record),
+            answer => unreachable!("a write of a server is answered by it, not by {answer:?}"),
+        }
+    }
+
+    async fn submit(&self, request: Request, request_id: String) -> Result<Answer, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send(Job { request_id, request, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded { limit: self.options.queue_limit },
+            mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
+        })?;
+        answer.await.map_err(|_| Error::ShuttingDown)?
+    }
+
+    fn context(&self, pool: &pools::PoolState) -> Context {
+        Context { now: pool.now, usage_max_age: self.options.usage_max_age }
+    }
+
+    fn view(&self, record: ProjectRecord) -> ProjectView {
+        let context = Context { now: record.now, usage_max_age: self.options.usage_max_age };
+        let admitted =
+            admits(record.server_managed, record.server_status, record.server_observe_time, &context).is_ok();
+        ProjectView {
+            project: record.project,
+            server_address: record.server_address,
+            server_admissible: admitted,
+            sequence: record.last_sequence,
+        }
+    }
+
+    /// What housekeeping needs, and none of what keeps the tasks alive.
+    fn clone_weak(&self) -> Housekeeper {
+        Housekeeper {
+            store: self.store.clone(),
+            options: self.options,
+            replica: Arc::clone(&self.replica),
+            queue: self.queue.downgrade(),
+        }
+    }
+}
+
+fn page<T>(mut items: Vec<T>, page_size: i64, sequence: i64) -> Listed<T> {
+    let page_size = usize::try_from(page_size).unwrap_or(usize::MAX);
+    let more = items.len() > page_size;
+    items.truncate(page_size);
+    Listed { items, more, sequence }
+}
+
+struct Housekeeper {
+    store: Store,
+    options: AllocatorOptions,
+    replica: Arc<RwLock<Replica>>,
+    queue: mpsc::WeakSender<Job>,
+}
+
+/// Removes ports whose rest is over, in small steps, and has the combiner tell the log what nobody asked for. It looks before
+/// it asks, so that an idle service writes nothing.
+async fn keep_house(housekeeper: Housekeeper) {
+    let mut ticks = tokio::time::interval(HOUSEKEEPING);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        if housekeeper.queue.strong_count() == 0 {
+            return;
+        }
+        if let Err(error) = housekeeper.step().await {
+            // Each request that meets the same error reports it; this one comes again by itself.
+            tracing::debug!(error = &error as &dyn std::error::Error, "housekeeping did not run");
+        }
+    }
+}
+
+impl Housekeeper {
+    async fn step(&self) -> Result<(), Error> {
+        let mut conn = self.store.acquire().await?;
+        ports::delete_rested(&mut conn, RESTED_STEP).await?;
+        let pool = pools::find(&mut conn).await?;
+        drop(conn);
+        let context = Context { now: pool.now, usage_max_age: self.options.usage_max_age };
+        let needed = {
+            let replica = self.replica.read().await;
+            let stale = |state| inventory::is_stale(state, &context);
+            replica.is_behind(&pool) || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))
+        };
+        let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(()) };
+        let (reply, answer) = oneshot::channel();
+        let job = Job { request_id: "housekeeping".to_owned(), request: Request::Housekeep, reply };
+        if queue.try_send(job).is_ok() {
+            drop(queue);
+            answer.await.map_err(|_| Error::ShuttingDown)??;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! Reads of single projects, many in one statement: whatever waits while a read is under way is read by the next one.
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Error;
+use crate::{
+    domain::ProjectId,
+    store::{Store, StoreError, placements},
+};
+
+/// How many projects are read at once at the most.
+const MAX_BATCH: usize = 512;
+
+type Found = Result<Option<placements::ProjectRecord>, Error>;
+
+/// Reads projects.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    queue: mpsc::Sender<(ProjectId, oneshot::Sender<Found>)>,
+    limit: usize,
+}
+
+impl Reader {
+    /// Starts the task that reads; it ends when the last reader is dropped.
+    #[must_use]
+    pub fn start(store: Store, limit: usize) -> Self {
+        let (queue, waiting) = mpsc::channel(limit);
+        tokio::spawn(run(store, waiting));
+        Self { queue, limit }
+    }
+
+    /// What is committed for a project, as of a moment after the call.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`], [`Error::ShuttingDown`] or [`Error::Store`].
+    pub async fn find(&self, id: ProjectId) -> Found {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send((id, reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded { limit: self.limit },
+            mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
+        })?;
+        answer.await.map_err(|_| Error::ShuttingDown)?
+    }
+}
+
+async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Sender<Found>)>) {
+    let mut batch = Vec::with_capacity(MAX_BATCH);
+    while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
+        batch.retain(|(_, reply)| !reply.is_closed());
+        let mut ids: Vec<String> = batch.iter().map(|(id, _)| id.to_string()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        match read(&store, &ids).await {
+            Ok(found) => {
+                for (id, reply) in batch.drain(..) {
+                    // A caller that hung up has no use for the answer.
+                    let _ = reply.send(Ok(found.get(&id).cloned()));
+                }
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                for (_, reply) in batch.drain(..) {
+                    let _ = reply.send(Err(Error::Store(Arc::clone(&error))));
+                }
+            }
+        }
+    }
+}
+
+async fn read(
+    store: &Store,
+    ids: &[String],
+) -> Result<std::collections::HashMap<ProjectId, placements::ProjectRecord>, StoreError> {
+    let mut conn = store.acquire().await?;
+    placements::list_projects(&mut conn, ids).await
+}

@@ -1,0 +1,139 @@
+//! This replica's copy of the pool: the fleet, and up to where it has folded what others committed. It is a cache: whatever goes
+//! wrong, it is thrown away and read from the tables again.
+
+use sqlx::PgConnection;
+use tokio_stream::StreamExt as _;
+use uuid::Uuid;
+
+use crate::{
+    domain::{
+        Fleet,
+        event::{Operation, ServerChanged},
+    },
+    store::{StoreError, events, pools::PoolState, ports, servers},
+};
+
+/// How many operations are read at once when the fleet is behind.
+const FOLD_PAGE: i64 = 5_000;
+
+/// The fleet, and where it stands.
+#[derive(Debug, Default)]
+pub struct Replica {
+    fleet: Fleet,
+    /// Which history the fleet is of; none before it was first read, and after it was thrown away.
+    epoch: Option<Uuid>,
+    inventory_revision: i64,
+    edit_count: i64,
+    /// Changes of servers that were made by hand, past the log; the next transaction tells the log.
+    unlogged: Vec<ServerChanged>,
+}
+
+impl Replica {
+    /// The fleet.
+    #[must_use]
+    pub fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// The fleet, to fold what this replica is about to commit.
+    pub fn fleet_mut(&mut self) -> &mut Fleet {
+        &mut self.fleet
+    }
+
+    /// Throws the fleet away; the next [`Self::catch_up`] reads the tables.
+    pub fn forget(&mut self) {
+        self.epoch = None;
+    }
+
+    /// Whether there is something to fold, or to tell the log.
+    #[must_use]
+    pub fn is_behind(&self, pool: &PoolState) -> bool {
+        !self.unlogged.is_empty()
+            || self.must_reload(pool)
+            || pool.last_sequence != self.fleet.sequence()
+            || pool.inventory_revision != self.inventory_revision
+    }
+
+    /// The changes by hand that the log does not know of.
+    pub fn take_unlogged(&mut self) -> Vec<ServerChanged> {
+        std::mem::take(&mut self.unlogged)
+    }
+
+    fn must_reload(&self, pool: &PoolState) -> bool {
+        self.epoch != Some(pool.epoch)
+            || self.edit_count != pool.edit_count
+            || self.fleet.sequence() < pool.compacted_sequence
+            || self.fleet.sequence() > pool.last_sequence
+    }
+
+    /// Brings the fleet to where `pool` stands. `conn` must see that state: either it holds the pool's row, or its
+    /// transaction's reads are all of one snapshot, `pool` among them.
+    ///
+    /// # Errors
+    /// [`StoreError`]; the fleet then stands somewhere between, and a later call goes on from there.
+    pub async fn catch_up(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
+        if self.must_reload(pool) {
+            return self.reload(conn, pool).await;
+        }
+        while self.fleet.sequence() < pool.last_sequence {
+            let entries = events::list_after(conn, self.fleet.sequence(), FOLD_PAGE).await?;
+            if entries.is_empty() {
+                return Err(StoreError::Inconsistent {
+                    table: "allocation_events",
+                    row: (self.fleet.sequence() + 1).to_string(),
+                    problem: format!("the log ends before {}", pool.last_sequence),
+                });
+            }
+            for entry in &entries {
+                self.fleet.apply(entry);
+                if let Operation::ServerChanged(told) = &entry.operation {
+                    self.unlogged.retain(|changed| changed.server.handle != told.server.handle);
+                }
+            }
+        }
+        self.read_changed_servers(conn, pool.inventory_revision).await?;
+        Ok(())
+    }
+
+    /// Reads the servers that changed, and takes them up; returns them as they are now.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn read_changed_servers(
+        &mut self,
+        conn: &mut PgConnection,
+        up_to_revision: i64,
+    ) -> Result<Vec<servers::ServerRecord>, StoreError> {
+        if up_to_revision <= self.inventory_revision {
+            return Ok(Vec::new());
+        }
+        let records = servers::list_changed(conn, self.inventory_revision).await?;
+        for record in &records {
+            self.inventory_revision = self.inventory_revision.max(record.row.revision);
+            self.unlogged.extend(self.fleet.take_row(record.row.clone()));
+        }
+        Ok(records)
+    }
+
+    async fn reload(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
+        self.forget();
+        let mut fleet = Fleet::default();
+        for record in servers::list_changed(conn, -1).await? {
+            fleet.load_row(record.row);
+        }
+        let mut rows = ports::list_all(conn);
+        while let Some(row) = rows.next().await {
+            let row = row?;
+            fleet.load_port(&row.server_handle, row.protocol, row.port, row.free_after, pool.now);
+        }
+        drop(rows);
+        fleet.set_sequence(pool.last_sequence);
+        tracing::info!(servers = fleet.len(), sequence = pool.last_sequence, "read the fleet from the tables");
+        self.fleet = fleet;
+        self.inventory_revision = pool.inventory_revision;
+        self.edit_count = pool.edit_count;
+        self.unlogged.clear();
+        self.epoch = Some(pool.epoch);
+        Ok(())
+    }
+}
