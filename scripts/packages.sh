@@ -10,8 +10,14 @@ as_root() {
 }
 
 install_packages() {
+    local log
     say "installing with apt-get: $*"
-    as_root apt-get update -qq || say "apt-get update failed; trying with the lists that are here"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 ||
+    log="$(mktemp)"
+    as_root apt-get update -qq >"$log" 2>&1 || say "apt-get update failed; trying with the lists that are here"
+    if ! as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@" >"$log" 2>&1; then
+        cat "$log" >&2
+        rm -f "$log"
         fail "apt-get could not install: $*"
+    fi
+    rm -f "$log"
 }
