@@ -18,13 +18,14 @@ has() { command -v "$1" >/dev/null 2>&1; }
 
 # Prints the folder of a PostgreSQL server's programs, looking where the service looks, then where the set-up puts them.
 find_postgres() {
-    local folder
-    while IFS= read -r folder; do
+    local folder folders
+    mapfile -t folders < <(postgres_folders)
+    for folder in "${folders[@]}"; do
         if [[ -n "$folder" && -x "$folder/initdb" && -x "$folder/postgres" ]]; then
             printf '%s\n' "$folder"
             return 0
         fi
-    done < <(postgres_folders)
+    done
     return 1
 }
 
