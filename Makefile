@@ -1,0 +1,19 @@
+# Thin: every target calls a script in scripts/, which says what it does and installs what is missing.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check setup
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Install what is missing, build, and serve the sample inventory on an embedded Postgres
+	@scripts/run
+
+test: ## Install what is missing and run all the tests
+	@scripts/test
+
+check: ## Run what CI checks beside the tests: formats, lints, docs, contracts, licences
+	@scripts/check
+
+setup: ## Only install what is missing
+	@scripts/setup

@@ -1,0 +1,49 @@
+# shellcheck shell=bash
+# Read by the other scripts, never run: where things are, how messages look, and how a tool is found.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# Everything that the scripts install without a system package goes here. A CI cache may point it elsewhere.
+TOOLS="${RESOURCE_ALLOCATOR_TOOLS:-$ROOT/.tools}"
+export ROOT TOOLS PATH="$TOOLS/bin:$PATH"
+
+# Talk goes to standard error, so that a script's output can be piped.
+say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# Prints the folder of a PostgreSQL server's programs, looking where the service looks, then where the set-up puts them.
+find_postgres() {
+    local folder folders
+    mapfile -t folders < <(postgres_folders)
+    for folder in "${folders[@]}"; do
+        if [[ -n "$folder" && -x "$folder/initdb" && -x "$folder/postgres" ]]; then
+            printf '%s\n' "$folder"
+            return 0
+        fi
+    done
+    return 1
+}
+
+postgres_folders() {
+    printf '%s\n' "${RESOURCE_ALLOCATOR_POSTGRES_BIN:-}"
+    if has initdb; then dirname "$(command -v initdb)"; fi
+    if has pg_config; then pg_config --bindir || true; fi
+    # Newest version first.
+    compgen -G '/usr/lib/postgresql/*/bin' | sort -Vr || true
+    compgen -G '/usr/pgsql-*/bin' | sort -Vr || true
+    compgen -G '/opt/homebrew/opt/postgresql@*/bin' | sort -Vr || true
+    compgen -G '/usr/local/opt/postgresql@*/bin' | sort -Vr || true
+    printf '%s\n' "$TOOLS/postgres/bin"
+}
+
+# The service does not look into the tools folder by itself.
+export_postgres() {
+    local folder
+    folder="$(find_postgres)" || return 1
+    if [[ "$folder" == "$TOOLS/"* ]]; then export RESOURCE_ALLOCATOR_POSTGRES_BIN="$folder"; fi
+}
