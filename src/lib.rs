@@ -1,1 +1,3 @@
+pub mod cli;
+pub mod inventory_file;
 pub mod proto;
