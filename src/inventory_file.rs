@@ -2,7 +2,7 @@
 //!
 //! Pure: bytes and a format in, the API's servers out. Every error names the line or the server. A field that the file's
 //! readers do not know is refused, so that a misspelt one is never silently left out. A new field is a line in
-//! [`ServerEntry`] and one in its conversion.
+//! `ServerEntry` and one in its conversion.
 
 use std::{
     collections::{BTreeMap, HashMap},

@@ -22,6 +22,9 @@ const USER_AGENT: &str = concat!("resource-allocator-cli/", env!("CARGO_PKG_VERS
 /// A page of 1000 servers with many excluded ports outgrows tonic's 4 MiB.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
+/// The names of the flags in [`ClientArgs`].
+pub const FLAGS: [&str; 3] = ["endpoint", "timeout", "output"];
+
 /// How a command prints its answer, and its error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OutputFormat {
@@ -47,6 +50,18 @@ pub struct ClientArgs {
     /// How to print the answer on standard output, and an error on standard error
     #[arg(long, short, global = true, value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,
+}
+
+impl ClientArgs {
+    /// Takes one flag's value from where it stood before the command.
+    pub fn take(&mut self, flag: &str, before: &Self) {
+        match flag {
+            "endpoint" => self.endpoint = before.endpoint.clone(),
+            "timeout" => self.timeout = before.timeout,
+            "output" => self.output = before.output,
+            _ => unreachable!("FLAGS names no other"),
+        }
+    }
 }
 
 fn parse_endpoint(text: &str) -> Result<Uri, String> {
@@ -87,7 +102,7 @@ impl Session {
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
         let channel = endpoint.connect().await.map_err(|error| CliError::Unreachable {
-            endpoint: args.endpoint.to_string(),
+            endpoint: args.endpoint.to_string().trim_end_matches('/').to_owned(),
             cause: innermost(&error),
         })?;
         Ok(Self { channel, output: args.output, timeout: args.timeout })

@@ -3,7 +3,7 @@
 //! A refusal of the service keeps all that it carries: message, reason, disposition, metadata and bad fields. The exit
 //! code follows the disposition alone, so that a new reason needs no change here.
 
-use std::{collections::BTreeMap, fmt::Write as _, io, time::Duration};
+use std::{collections::BTreeMap, io, time::Duration};
 
 use serde::Serialize;
 use tonic::{Code, Status};
@@ -37,6 +37,8 @@ Exit codes:
 const DOMAIN: &str = "resourceallocator";
 const DISPOSITION: &str = "disposition";
 const WAIT: &str = "WAIT";
+/// What tonic says when a deadline passes, on either side.
+const TIMEOUT_EXPIRED: &str = "Timeout expired";
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +172,7 @@ impl Report {
         match error {
             CliError::Status(status) => report.add_status(status),
             CliError::Unreachable { .. } => {
+                report.code = Some(code_name(Code::Unavailable));
                 report.next_step =
                     Some("start `resource-allocator serve`, or name another --endpoint".to_owned());
             }
@@ -183,6 +186,9 @@ impl Report {
         self.code = Some(code_name(status.code()));
         if status.message().is_empty() {
             self.message = format!("the service answered {}", code_name(status.code()));
+        }
+        if status.message() == TIMEOUT_EXPIRED {
+            "the service did not answer in time".clone_into(&mut self.message);
         }
         self.disposition = disposition(&details).map(str::to_owned);
         let retry_delay = details.retry_info().and_then(|retry| retry.retry_delay);
@@ -208,6 +214,8 @@ impl Report {
                 return retry_delay
                     .map(|delay| format!("try again in {}", humantime::format_duration(delay)));
             }
+            ("PROJECT_NOT_FOUND", ..) => "`resource-allocator ensure` gives it a place",
+            ("SERVER_NOT_FOUND", ..) => "`resource-allocator servers list` shows which there are",
             ("ETAG_MISMATCH", ..) => "read the server again, and repeat the change with its new etag",
             ("SERVER_IN_USE", ..) => {
                 "see what it holds with `resource-allocator list --server`, and release that"
@@ -251,27 +259,18 @@ impl Report {
 
     fn to_text(&self) -> String {
         let subject = self.server_handle.as_ref().map(|handle| format!("{handle}: ")).unwrap_or_default();
-        let mut text = format!("error: {subject}{}\n", self.message);
-        let code = self.code.unwrap_or_default();
-        // Writing to a String cannot fail.
-        let _ = match (&self.reason, &self.disposition) {
-            (Some(reason), Some(disposition)) => {
-                writeln!(text, "reason: {reason} (disposition {disposition})")
+        let mut lines = vec![format!("error: {subject}{}", self.message)];
+        lines.extend(match (&self.reason, &self.disposition, self.code) {
+            (Some(reason), Some(disposition), _) => {
+                Some(format!("reason: {reason} (disposition {disposition})"))
             }
-            (Some(reason), None) => writeln!(text, "reason: {reason}"),
-            (None, _) if self.code.is_some() => writeln!(text, "reason: {code}, with no detail"),
-            (None, _) => Ok(()),
-        };
-        for Violation { field, description } in &self.field_violations {
-            let _ = writeln!(text, "  {field}: {description}");
-        }
-        if let Some(request_id) = self.metadata.get("request_id") {
-            let _ = writeln!(text, "request_id: {request_id}");
-        }
-        if let Some(next_step) = &self.next_step {
-            let _ = writeln!(text, "next: {next_step}");
-        }
-        text
+            (Some(reason), None, _) => Some(format!("reason: {reason}")),
+            (None, _, code) => code.map(|code| format!("code: {code}")),
+        });
+        lines.extend(self.field_violations.iter().map(|bad| format!("  {}: {}", bad.field, bad.description)));
+        lines.extend(self.metadata.get("request_id").map(|request_id| format!("request_id: {request_id}")));
+        lines.extend(self.next_step.as_ref().map(|next_step| format!("next: {next_step}")));
+        lines.join("\n")
     }
 }
 

@@ -1,7 +1,7 @@
 //! The command line: the service and its client in one binary.
 //!
-//! Data goes to standard output, talk to standard error. A new command is a module, a variant of [`Command`] and a line in
-//! [`Command::run`]. `serve` and `migrate` bring their own flags; every other command takes [`client::ClientArgs`].
+//! Data goes to standard output, talk to standard error. A new command is a module, a variant of `Command` and a line in
+//! `Command::run`. `serve` and `migrate` bring their own flags; every other command takes `ClientArgs`.
 
 mod allocations;
 mod client;
@@ -21,7 +21,10 @@ mod watch_text;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser, Subcommand};
+use clap::{
+    ArgMatches, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::Resettable,
+    error::ErrorKind, parser::ValueSource,
+};
 
 use self::{
     allocations::{EnsureArgs, GetArgs, ListArgs, ReleaseArgs},
@@ -40,12 +43,14 @@ use self::{
 #[derive(Debug, Parser)]
 #[command(name = "resource-allocator", version, propagate_version = true, after_help = EXIT_CODES_HELP)]
 struct Cli {
+    /// How to reach the service.
+    #[command(flatten)]
+    client: ClientArgs,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "parsed once in the life of the process")]
 enum Command {
     /// Place a project on a server, once, and give every module of it a port
     #[command(after_help = EXIT_CODES_HELP)]
@@ -68,7 +73,7 @@ enum Command {
     /// Keep the inventory of servers
     #[command(after_help = EXIT_CODES_HELP)]
     Servers(ServersArgs),
-    /// Ask whether the service serves: exit code 0 for SERVING, 1 for NOT_SERVING, 5 when it cannot be reached
+    /// Ask whether the service serves: exit code 0 when it does, 1 when it does not, 5 when it cannot be reached
     Health(HealthArgs),
     /// Bring the database's schema up to date
     Migrate(MigrateArgs),
@@ -81,7 +86,8 @@ enum Command {
 /// Parses the command line and runs what it asks for.
 #[must_use]
 pub fn run() -> ExitCode {
-    let command = Cli::parse().command;
+    let matches = tree().get_matches();
+    let mut command = command_of(&matches).unwrap_or_else(|error| error.exit());
     let output = command.client().map_or(OutputFormat::Text, |client| client.output);
     match command.run() {
         Ok(()) => ExitCode::from(EXIT_DONE),
@@ -92,18 +98,43 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// The command line as clap takes it. Client flags are global within `servers`; at the top they are not, nor is their
+/// environment read there, since `serve` would be concerned too.
+fn tree() -> clap::Command {
+    Cli::command().mut_args(|flag| flag.global(false).env(Resettable::Reset))
+}
+
+/// What to run. Client flags may stand before a client command as well as after it, where they count more.
+fn command_of(matches: &ArgMatches) -> Result<Command, clap::Error> {
+    let Cli { client: before, mut command } = Cli::from_arg_matches(matches)?;
+    let given = |matches: &ArgMatches, flag| matches.value_source(flag) == Some(ValueSource::CommandLine);
+    let mut flags = client::FLAGS.into_iter().filter(|flag| given(matches, flag));
+    match (command.client(), matches.subcommand()) {
+        (Some(client), Some((_, matches))) => {
+            flags.filter(|flag| !given(matches, flag)).for_each(|flag| client.take(flag, &before));
+        }
+        _ => {
+            if let Some(flag) = flags.next() {
+                let message = format!("--{flag} is a flag of the client commands");
+                return Err(tree().error(ErrorKind::ArgumentConflict, message));
+            }
+        }
+    }
+    Ok(command)
+}
+
 impl Command {
     /// The flags of a client command; nothing for the others.
-    fn client(&self) -> Option<&ClientArgs> {
+    fn client(&mut self) -> Option<&mut ClientArgs> {
         match self {
-            Self::Ensure(args) => Some(&args.client),
-            Self::Release(args) => Some(&args.client),
-            Self::List(args) => Some(&args.client),
-            Self::Get(args) => Some(&args.client),
-            Self::Find(args) => Some(&args.client),
-            Self::Watch(args) => Some(&args.client),
-            Self::Servers(args) => Some(&args.client),
-            Self::Health(args) => Some(&args.client),
+            Self::Ensure(args) => Some(&mut args.client),
+            Self::Release(args) => Some(&mut args.client),
+            Self::List(args) => Some(&mut args.client),
+            Self::Get(args) => Some(&mut args.client),
+            Self::Find(args) => Some(&mut args.client),
+            Self::Watch(args) => Some(&mut args.client),
+            Self::Servers(args) => Some(&mut args.client),
+            Self::Health(args) => Some(&mut args.client),
             Self::Migrate(_) | Self::Serve(_) | Self::Completions(_) => None,
         }
     }
@@ -120,7 +151,7 @@ impl Command {
             Self::Health(args) => block_on(health::health(args)),
             Self::Migrate(args) => Ok(migrate::run(args)?),
             Self::Serve(args) => Ok(serve::run(args)?),
-            Self::Completions(args) => completions::completions(&args, Cli::command()),
+            Self::Completions(args) => completions::completions(&args, tree()),
         }
     }
 }
@@ -130,29 +161,33 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Command, clap::Error> {
-        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+        command_of(&tree().try_get_matches_from(line.split(' '))?)
     }
 
     fn help(command: &str) -> String {
-        let mut cli = Cli::command();
+        let mut cli = tree();
         cli.build();
         cli.find_subcommand_mut(command).unwrap().render_long_help().to_string()
     }
 
     #[test]
     fn the_command_tree_is_sound() {
-        Cli::command().debug_assert();
+        tree().debug_assert();
     }
 
     #[test]
-    fn client_flags_stand_after_any_client_command() {
+    fn client_flags_stand_before_and_after_any_client_command() {
         for line in [
+            "resource-allocator -o json list",
+            "resource-allocator -o text list -o json",
+            "resource-allocator -o json servers list",
+            "resource-allocator -o text servers list -o json",
             "resource-allocator list -o json",
             "resource-allocator ensure shop backend --output json --timeout 2m",
             "resource-allocator servers --output json list",
             "resource-allocator servers list --output json --endpoint http://allocator:1",
         ] {
-            let command = parse(line).unwrap();
+            let mut command = parse(line).unwrap();
             assert_eq!(command.client().unwrap().output, OutputFormat::Json, "{line}");
         }
     }
@@ -173,6 +208,7 @@ mod tests {
             "resource-allocator ensure shop a:http",
             "resource-allocator ensure shop --ram-mb much",
             "resource-allocator ensure shop --endpoint allocator:50051",
+            "resource-allocator --endpoint http://allocator:1 serve",
             "resource-allocator list --limit 5 --all-pages",
             "resource-allocator watch --from-beginning --resume-token t",
             "resource-allocator servers register web-1 --ram-mb 5",

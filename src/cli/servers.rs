@@ -34,7 +34,9 @@ pub struct ServersArgs {
 enum ServersCommand {
     /// Register one server, or replace what is known of it
     Register(Box<RegisterArgs>),
-    /// Register every server of a file
+    /// Register every server of a file; one that fails does not stop the others
+    ///
+    /// Prints a line for each server. The exit code is the highest of those that failed.
     Apply(ApplyArgs),
     /// List the servers
     List(ListArgs),
@@ -45,6 +47,8 @@ enum ServersCommand {
     /// Remove a server that holds no placement
     Delete(DeleteArgs),
     /// Take the whole list of one source: create, update, and mark MISSING what it no longer lists
+    ///
+    /// The exit code is 1 when the service took the list but rejected some of its servers.
     Sync(SyncArgs),
 }
 
@@ -154,7 +158,7 @@ async fn register(args: RegisterArgs, client: &ClientArgs) -> Result<(), CliErro
 
 #[derive(Debug, Args)]
 struct ListArgs {
-    /// Only servers of this status; ready does not include in_use
+    /// Only servers of this status; ready does not include those in use
     #[arg(long, value_parser = parse_status)]
     status: Option<ServerStatus>,
     /// Only managed servers, or only others
@@ -239,8 +243,8 @@ pub fn server_text(server: Option<&Server>) -> String {
             format!("{}, {ports}, at {time}", output::resources(&usage))
         },
     );
-    let ports: Vec<_> = server.port_range.iter().map(range_text).collect();
-    let excluded: Vec<_> = server.excluded_ports.iter().map(range_text).collect();
+    let ports: Vec<_> = server.port_range.into_iter().map(range_text).collect();
+    let excluded: Vec<_> = server.excluded_ports.iter().copied().map(range_text).collect();
     let lines = [
         ("handle", server.handle.clone()),
         ("address", server.address.clone()),
@@ -261,9 +265,10 @@ pub fn server_text(server: Option<&Server>) -> String {
         ("updated", output::timestamp(server.update_time.as_ref())),
     ];
     let lines = lines.iter().filter(|(_, value)| !value.is_empty());
-    lines.map(|(name, value)| format!("{name:<12}{value}\n")).collect()
+    let lines: Vec<_> = lines.map(|(name, value)| format!("{name:<12}{value}")).collect();
+    lines.join("\n")
 }
 
-fn range_text(range: &PortRange) -> String {
+fn range_text(range: PortRange) -> String {
     if range.start == range.end { range.start.to_string() } else { format!("{}-{}", range.start, range.end) }
 }

@@ -271,7 +271,9 @@ mod tests {
         ];
         assert_eq!(mask(&texts).unwrap(), paths);
         let mut server = Server::default();
-        edits(&texts).into_iter().for_each(|edit| edit.apply(&mut server));
+        for edit in edits(&texts) {
+            edit.apply(&mut server);
+        }
         let labels =
             [("disk", "ssd"), ("region", "eu")].map(|(key, value)| (key.to_owned(), value.to_owned()));
         let expected = Server {
@@ -296,7 +298,9 @@ mod tests {
         server.labels.insert("b".to_owned(), "2".to_owned());
         let texts = ["labels.a-", "labels.example.com/tier=gold"];
         assert_eq!(mask(&texts).unwrap(), ["labels"]);
-        edits(&texts).into_iter().for_each(|edit| edit.apply(&mut server));
+        for edit in edits(&texts) {
+            edit.apply(&mut server);
+        }
         let expected = [("b", "2"), ("example.com/tier", "gold")];
         assert_eq!(server.labels, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
     }

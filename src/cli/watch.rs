@@ -34,7 +34,7 @@ pub struct WatchArgs {
     /// Start with the oldest event that is kept, instead of from now
     #[arg(long, conflicts_with = "resume_token")]
     from_beginning: bool,
-    /// Start after the point that an earlier answer's resume_token names
+    /// Start after the point that an earlier answer's resume token names
     #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
     resume_token: String,
     /// How to reach the service.

@@ -2,8 +2,8 @@
 
 use super::output;
 use crate::proto::v1::{
-    AllocationEvent, Completed, Failed, ModuleSpec, Released, Requested, ServerChanged, ServerSelected,
-    allocation_event::Detail,
+    AllocationEvent, Completed, Failed, ModuleSpec, Protocol, Released, Requested, ServerChanged,
+    ServerSelected, allocation_event::Detail,
 };
 
 /// The line of an event.
@@ -20,7 +20,7 @@ pub fn event_line(event: &AllocationEvent) -> String {
             let port = output::port(&allocation);
             ("PORT_ALLOCATED", format!("{} {port} on {}", allocation.module, allocation.server_handle))
         }
-        Some(Detail::Completed(completed)) => ("COMPLETED", completed_text(completed)),
+        Some(Detail::Completed(completed)) => ("COMPLETED", completed_text(*completed)),
         Some(Detail::Failed(failed)) => ("FAILED", failed_text(failed)),
         Some(Detail::Released(released)) => ("RELEASED", released_text(released)),
         Some(Detail::ServerChanged(changed)) => ("SERVER_CHANGED", changed_text(changed)),
@@ -45,7 +45,7 @@ fn requested_text(requested: &Requested) -> String {
 fn module_text(module: &ModuleSpec) -> String {
     let port = module.port.map(|port| format!(":{port}")).unwrap_or_default();
     let protocol = match module.protocol() {
-        crate::proto::v1::Protocol::Udp => "/udp",
+        Protocol::Udp => "/udp",
         _ => "",
     };
     format!("{}{port}{protocol}", module.name)
@@ -61,7 +61,7 @@ fn selected_text(selected: &ServerSelected) -> String {
     )
 }
 
-fn completed_text(completed: &Completed) -> String {
+fn completed_text(completed: Completed) -> String {
     let outcome = output::short_name(completed.outcome().as_str_name(), "ENSURE_OUTCOME_");
     format!("{outcome}, holds {}", output::count(completed.allocation_count as usize, "port"))
 }
@@ -82,11 +82,11 @@ fn released_text(released: &Released) -> String {
 }
 
 fn changed_text(changed: &ServerChanged) -> String {
-    let changes: Vec<_> =
+    let kinds: Vec<_> =
         changed.changes().map(|change| output::short_name(change.as_str_name(), "CHANGE_")).collect();
     let server = changed.server.clone().unwrap_or_default();
     let capacity = output::resources(&server.capacity.unwrap_or_default());
-    format!("{} {}: {}, {capacity}", server.handle, changes.join("+"), output::server_state(&server))
+    format!("{} {}: {}, {capacity}", server.handle, kinds.join("+"), output::server_state(&server))
 }
 
 #[cfg(test)]
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
     use crate::proto::v1::{
-        Allocation, Disposition, EnsureOutcome, PortAllocated, Protocol, Resources, Server, ServerStatus,
+        Allocation, Disposition, EnsureOutcome, PortAllocated, Resources, Server, ServerStatus,
         server_changed::Change,
     };
 
