@@ -1,0 +1,170 @@
+//! An event as one line of text: when, its number, whose, what, and the details.
+
+use super::output;
+use crate::proto::v1::{
+    AllocationEvent, Completed, Failed, ModuleSpec, Protocol, Released, Requested, ServerChanged,
+    ServerSelected, allocation_event::Detail,
+};
+
+/// The line of an event.
+pub fn event_line(event: &AllocationEvent) -> String {
+    let subject = if event.project_id.is_empty() { "-" } else { &event.project_id };
+    let (kind, detail) = match &event.detail {
+        Some(Detail::Requested(requested)) => ("REQUESTED", requested_text(requested)),
+        Some(Detail::Waiting(waiting)) => {
+            ("WAITING", format!("place {} in line, {}", waiting.place, waiting.reason))
+        }
+        Some(Detail::ServerSelected(selected)) => ("SERVER_SELECTED", selected_text(selected)),
+        Some(Detail::PortAllocated(allocated)) => {
+            let allocation = allocated.allocation.clone().unwrap_or_default();
+            let port = output::port(&allocation);
+            ("PORT_ALLOCATED", format!("{} {port} on {}", allocation.module, allocation.server_handle))
+        }
+        Some(Detail::Completed(completed)) => ("COMPLETED", completed_text(*completed)),
+        Some(Detail::Failed(failed)) => ("FAILED", failed_text(failed)),
+        Some(Detail::Released(released)) => ("RELEASED", released_text(released)),
+        Some(Detail::ServerChanged(changed)) => ("SERVER_CHANGED", changed_text(changed)),
+        None => ("UNKNOWN", "an event of a newer service".to_owned()),
+    };
+    let time = output::timestamp(event.event_time.as_ref());
+    let line = format!("{time}  {:>6}  {subject}  {kind}  {detail}", event.sequence);
+    // One event stays one line, whatever a message holds.
+    line.replace(['\n', '\r'], " ")
+}
+
+fn requested_text(requested: &Requested) -> String {
+    let mut parts: Vec<_> = requested.modules.iter().map(module_text).collect();
+    let resources = requested.resources.unwrap_or_default();
+    parts.extend(resources.ram_mb.map(|amount| format!("{amount} MB RAM")));
+    parts.extend(resources.disk_mb.map(|amount| format!("{amount} MB disk")));
+    parts.extend(resources.cpu_millis.map(|amount| format!("{amount} CPU millis")));
+    if parts.is_empty() { "the defaults".to_owned() } else { parts.join(", ") }
+}
+
+/// As the command line writes it.
+fn module_text(module: &ModuleSpec) -> String {
+    let port = module.port.map(|port| format!(":{port}")).unwrap_or_default();
+    let protocol = match module.protocol() {
+        Protocol::Udp => "/udp",
+        _ => "",
+    };
+    format!("{}{port}{protocol}", module.name)
+}
+
+fn selected_text(selected: &ServerSelected) -> String {
+    let strategy = output::short_name(selected.strategy().as_str_name(), "PLACEMENT_STRATEGY_");
+    format!(
+        "{} at {} by {strategy}, then free: {}",
+        selected.server_handle,
+        selected.server_address,
+        output::free_resources(&selected.free_after.unwrap_or_default()),
+    )
+}
+
+fn completed_text(completed: Completed) -> String {
+    let outcome = output::short_name(completed.outcome().as_str_name(), "ENSURE_OUTCOME_");
+    format!("{outcome}, holds {}", output::count(completed.allocation_count as usize, "port"))
+}
+
+fn failed_text(failed: &Failed) -> String {
+    let disposition = output::short_name(failed.disposition().as_str_name(), "DISPOSITION_");
+    format!("{} (disposition {disposition}): {}", failed.reason, failed.message)
+}
+
+fn released_text(released: &Released) -> String {
+    let ports: Vec<_> = released
+        .allocations
+        .iter()
+        .map(|allocation| format!("{} {}", allocation.module, output::port(allocation)))
+        .collect();
+    let place = if released.placement_removed { "; its place is given back" } else { "" };
+    format!("{}{place}", ports.join(", "))
+}
+
+fn changed_text(changed: &ServerChanged) -> String {
+    let kinds: Vec<_> =
+        changed.changes().map(|change| output::short_name(change.as_str_name(), "CHANGE_")).collect();
+    let server = changed.server.clone().unwrap_or_default();
+    let capacity = output::resources(&server.capacity.unwrap_or_default());
+    format!("{} {}: {}, {capacity}", server.handle, kinds.join("+"), output::server_state(&server))
+}
+
+#[cfg(test)]
+mod tests {
+    use pbjson_types::Timestamp;
+
+    use super::*;
+    use crate::proto::v1::{
+        Allocation, Disposition, EnsureOutcome, PortAllocated, Resources, Server, ServerStatus,
+        server_changed::Change,
+    };
+
+    fn line(detail: Detail) -> String {
+        event_line(&AllocationEvent {
+            sequence: 17,
+            event_time: Some(Timestamp { seconds: 1_767_225_600, nanos: 0 }),
+            project_id: "shop".to_owned(),
+            detail: Some(detail),
+            ..AllocationEvent::default()
+        })
+    }
+
+    #[test]
+    fn events_are_one_line_each() {
+        let dns = ModuleSpec { name: "dns".to_owned(), port: Some(53), protocol: Protocol::Udp.into() };
+        let resources = Some(Resources { ram_mb: Some(512), ..Resources::default() });
+        insta::assert_snapshot!(
+            line(Detail::Requested(Requested { modules: vec![dns], resources })),
+            @"2026-01-01T00:00:00Z      17  shop  REQUESTED  dns:53/udp, 512 MB RAM"
+        );
+        let allocation = Some(Allocation {
+            module: "backend".to_owned(),
+            server_handle: "web-1".to_owned(),
+            port: 8000,
+            protocol: Protocol::Tcp.into(),
+            ..Allocation::default()
+        });
+        insta::assert_snapshot!(
+            line(Detail::PortAllocated(PortAllocated { allocation })),
+            @"2026-01-01T00:00:00Z      17  shop  PORT_ALLOCATED  backend 8000/TCP on web-1"
+        );
+        let completed = Completed { outcome: EnsureOutcome::Created.into(), allocation_count: 1 };
+        insta::assert_snapshot!(
+            line(Detail::Completed(completed)),
+            @"2026-01-01T00:00:00Z      17  shop  COMPLETED  CREATED, holds 1 port"
+        );
+        let failed = Failed {
+            code: 9,
+            reason: "NO_SERVERS".to_owned(),
+            disposition: Disposition::Operator.into(),
+            message: "no server\nat all".to_owned(),
+        };
+        insta::assert_snapshot!(
+            line(Detail::Failed(failed)),
+            @"2026-01-01T00:00:00Z      17  shop  FAILED  NO_SERVERS (disposition OPERATOR): no server at all"
+        );
+    }
+
+    #[test]
+    fn a_change_of_the_inventory_has_no_project() {
+        let server = Server {
+            handle: "web-1".to_owned(),
+            status: ServerStatus::Ready.into(),
+            managed: Some(true),
+            ..Server::default()
+        };
+        let changed = ServerChanged {
+            changes: vec![Change::Registered.into(), Change::Capacity.into()],
+            server: Some(server),
+        };
+        let event = AllocationEvent {
+            sequence: 1,
+            detail: Some(Detail::ServerChanged(changed)),
+            ..AllocationEvent::default()
+        };
+        insta::assert_snapshot!(
+            event_line(&event),
+            @"       1  -  SERVER_CHANGED  web-1 REGISTERED+CAPACITY: READY, 0 MB RAM, 0 MB disk, 0 CPU millis"
+        );
+    }
+}
