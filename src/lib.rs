@@ -1,6 +1,8 @@
 pub mod allocator;
+pub mod api;
 pub mod cli;
 pub mod domain;
+pub mod events;
 pub mod inventory_file;
 pub mod proto;
 pub mod store;

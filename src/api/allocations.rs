@@ -1,0 +1,176 @@
+//! The RPCs of `ResourceAllocator`, but for the watch.
+
+use super::{Api, PageToken, decode, encode, page_token, status::ApiError};
+use crate::{
+    domain::{Reason, Refusal, placement::FoundServer},
+    proto::v1,
+    store::ports::{AllocationFilter, AllocationRecord},
+};
+
+/// The most servers that are told of with `explain`.
+const MAX_REJECTIONS: usize = 1000;
+
+impl Api {
+    pub(super) async fn ensure(
+        &self,
+        request: v1::EnsureAllocationRequest,
+        request_id: String,
+    ) -> Result<v1::EnsureAllocationResponse, ApiError> {
+        let (validate_only, waits) = (request.validate_only, request.wait_for_capacity.is_some());
+        let request = decode::ensure(request, self.default_strategy)?;
+        if waits {
+            return Err(ApiError::NotImplemented { field: "wait_for_capacity" });
+        }
+        let answer = if validate_only {
+            self.allocator.preview(request).await?
+        } else {
+            self.allocator.ensure(request, request_id).await?
+        };
+        let (mut placement, mut allocations) = encode::project(&answer.view);
+        if validate_only {
+            leave_out_what_is_not_written(placement.as_mut(), &mut allocations);
+        }
+        Ok(v1::EnsureAllocationResponse {
+            outcome: encode::outcome(answer.outcome).into(),
+            placement,
+            allocations,
+            resume_token: self.resume_token(answer.view.sequence),
+        })
+    }
+
+    pub(super) async fn release(
+        &self,
+        request: v1::ReleaseAllocationRequest,
+        request_id: String,
+    ) -> Result<v1::ReleaseAllocationResponse, ApiError> {
+        let request = decode::release(&request)?;
+        let project_id = request.project_id.clone();
+        let answer = self.allocator.release(request, request_id).await?;
+        let released = answer.server.iter().flat_map(|(handle, address)| {
+            answer.released.iter().map(|held| encode::allocation(&project_id, handle, address, held))
+        });
+        Ok(v1::ReleaseAllocationResponse {
+            released: released.collect(),
+            placement_removed: answer.placement_removed,
+        })
+    }
+
+    pub(super) async fn list(
+        &self,
+        request: v1::ListAllocationsRequest,
+        _request_id: String,
+    ) -> Result<v1::ListAllocationsResponse, ApiError> {
+        let mut fields = decode::Fields::default();
+        let page_size = decode::page_size(&mut fields, request.page_size);
+        if let Some(id) = &request.project_id {
+            decode::project_id(&mut fields, "project_id", id);
+        }
+        if let Some(handle) = &request.server_handle {
+            decode::handle(&mut fields, "server_handle", handle);
+        }
+        if let Some(module) = &request.module {
+            fields.take("module", crate::domain::ModuleName::parse(module));
+        }
+        let filter_key = format!("{:?}", (&request.project_id, &request.server_handle, &request.module));
+        let token = page_token(&self.tokens, &mut fields, &request.page_token, &filter_key);
+        let after = token.as_ref().and_then(|token| match token.after.as_slice() {
+            [project_id, module] => Some((project_id.clone(), module.clone())),
+            _ => None,
+        });
+        let filter = AllocationFilter {
+            project_id: request.project_id,
+            server_handle: request.server_handle,
+            module: request.module,
+            after,
+        };
+        let filter = fields.finish(Some(filter))?;
+        let listed = self.allocator.list_allocations(&filter, page_size).await?;
+        // Whoever watches after the last page must not miss what happened while the pages were read.
+        let sequence = token.map_or(listed.sequence, |token| token.sequence);
+        let next_page_token = match listed.items.last() {
+            Some(AllocationRecord { project_id, allocation, .. }) if listed.more => self.tokens.seal(&PageToken {
+                filter: filter_key,
+                after: vec![project_id.to_string(), allocation.module.to_string()],
+                sequence,
+            }),
+            _ => String::new(),
+        };
+        let allocations = listed.items.iter().map(|record| {
+            encode::allocation(&record.project_id, &record.server_handle, &record.server_address, &record.allocation)
+        });
+        Ok(v1::ListAllocationsResponse {
+            allocations: allocations.collect(),
+            next_page_token,
+            resume_token: self.resume_token(sequence),
+        })
+    }
+
+    pub(super) async fn placement(
+        &self,
+        request: v1::GetPlacementRequest,
+        _request_id: String,
+    ) -> Result<v1::GetPlacementResponse, ApiError> {
+        let mut fields = decode::Fields::default();
+        let id = decode::project_id(&mut fields, "project_id", &request.project_id);
+        let id = fields.finish(id)?;
+        let view = self.allocator.find_project(id.clone()).await?.ok_or_else(|| {
+            Refusal::new(
+                Reason::ProjectNotFound,
+                format!("project `{id}` has no placement; `EnsureAllocation` makes one"),
+            )
+            .with("project_id", &id)
+        })?;
+        let (placement, allocations) = encode::project(&view);
+        Ok(v1::GetPlacementResponse { placement, allocations, resume_token: self.resume_token(view.sequence) })
+    }
+
+    pub(super) async fn find(
+        &self,
+        request: v1::FindServerRequest,
+        _request_id: String,
+    ) -> Result<v1::FindServerResponse, ApiError> {
+        let explain = request.explain;
+        let request = decode::find(request, self.default_strategy)?;
+        let explanation = self.allocator.find_servers(&request).await?;
+        if let Some(refusal) = explanation.refusal.clone().filter(|_| !explain) {
+            return Err(refusal.into());
+        }
+        let rejected_by_reason = explanation
+            .rejected_by_stage()
+            .into_iter()
+            .map(|(stage, count)| (stage.as_str().to_owned(), i32::try_from(count).unwrap_or(i32::MAX)))
+            .collect();
+        let told = if explain { MAX_REJECTIONS } else { 0 };
+        let rejections = explanation.rejections.iter().take(told).map(|(handle, exclusion)| v1::Rejection {
+            server_handle: handle.to_string(),
+            reason: exclusion.stage().as_str().to_owned(),
+            detail: exclusion.detail(),
+        });
+        Ok(v1::FindServerResponse {
+            candidates: explanation.candidates.iter().map(candidate).collect(),
+            rejections: rejections.collect(),
+            rejected_by_reason,
+        })
+    }
+}
+
+fn candidate(found: &FoundServer) -> v1::Candidate {
+    v1::Candidate {
+        server: Some(encode::server_state(&found.state)),
+        free: Some(encode::free(found.state.free())),
+        score: found.score.measure(),
+    }
+}
+
+/// What is only planned has no id, no etag and no time. What is committed already keeps its own.
+fn leave_out_what_is_not_written(placement: Option<&mut v1::Placement>, allocations: &mut [v1::Allocation]) {
+    if let Some(placement) = placement {
+        placement.etag = String::new();
+        placement.create_time = None;
+        placement.update_time = None;
+    }
+    for allocation in allocations {
+        allocation.id = String::new();
+        allocation.create_time = None;
+    }
+}

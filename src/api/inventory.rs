@@ -1,0 +1,138 @@
+//! The RPCs of `ServerInventory`.
+
+use super::{Api, PageToken, decode, encode, page_token, status::ApiError};
+use crate::{
+    domain::inventory::{SyncAction, SyncPlan},
+    proto::v1::{self, server_sync_result::Action},
+    store::servers::ServerFilter,
+};
+
+impl Api {
+    pub(super) async fn register(
+        &self,
+        request: v1::RegisterServerRequest,
+        request_id: String,
+    ) -> Result<v1::RegisterServerResponse, ApiError> {
+        let (spec, etag) = decode::register(request)?;
+        let record = self.allocator.register_server(spec, etag, request_id).await?;
+        Ok(v1::RegisterServerResponse { server: Some(encode::server(&record)) })
+    }
+
+    pub(super) async fn server(
+        &self,
+        request: v1::GetServerRequest,
+        _request_id: String,
+    ) -> Result<v1::GetServerResponse, ApiError> {
+        let mut fields = decode::Fields::default();
+        let handle = decode::handle(&mut fields, "handle", &request.handle);
+        let handle = fields.finish(handle)?;
+        let record = self.allocator.find_server(&handle).await?;
+        Ok(v1::GetServerResponse { server: Some(encode::server(&record)) })
+    }
+
+    pub(super) async fn servers(
+        &self,
+        request: v1::ListServersRequest,
+        _request_id: String,
+    ) -> Result<v1::ListServersResponse, ApiError> {
+        let mut fields = decode::Fields::default();
+        let page_size = decode::page_size(&mut fields, request.page_size);
+        let status = decode::status_filter(&mut fields, request.status);
+        if request.label.chars().count() > 512 || request.label.chars().any(char::is_control) {
+            fields.refuse("label", "must be `key=value` or `key`, at most 512 characters, none of them a control character");
+        }
+        let filter_key =
+            format!("{:?}", (request.status, request.managed, &request.label, &request.source));
+        let token = page_token(&self.tokens, &mut fields, &request.page_token, &filter_key);
+        let (label_key, label_value) = match request.label.split_once('=') {
+            _ if request.label.is_empty() => (None, None),
+            Some((key, value)) => (Some(key.to_owned()), Some(value.to_owned())),
+            None => (Some(request.label.clone()), None),
+        };
+        if request.source.as_ref().is_some_and(|source| source.chars().any(char::is_control)) {
+            fields.refuse("source", "must have no control character");
+        }
+        let filter = ServerFilter {
+            status,
+            managed: request.managed,
+            label_key,
+            label_value,
+            source: request.source,
+            after: token.and_then(|token| token.after.into_iter().next()),
+        };
+        let filter = fields.finish(Some(filter))?;
+        let listed = self.allocator.list_servers(&filter, page_size).await?;
+        let next_page_token = match listed.items.last() {
+            Some(record) if listed.more => self.tokens.seal(&PageToken {
+                filter: filter_key,
+                after: vec![record.row.state.server.handle.to_string()],
+                sequence: listed.sequence,
+            }),
+            _ => String::new(),
+        };
+        Ok(v1::ListServersResponse { servers: listed.items.iter().map(encode::server).collect(), next_page_token })
+    }
+
+    pub(super) async fn update(
+        &self,
+        request: v1::UpdateServerRequest,
+        request_id: String,
+    ) -> Result<v1::UpdateServerResponse, ApiError> {
+        let (handle, patch, etag) = decode::update(request)?;
+        let record = self.allocator.update_server(handle, patch, etag, request_id).await?;
+        Ok(v1::UpdateServerResponse { server: Some(encode::server(&record)) })
+    }
+
+    pub(super) async fn delete(
+        &self,
+        request: v1::DeleteServerRequest,
+        request_id: String,
+    ) -> Result<v1::DeleteServerResponse, ApiError> {
+        let mut fields = decode::Fields::default();
+        let handle = decode::handle(&mut fields, "handle", &request.handle);
+        let handle = fields.finish(handle)?;
+        self.allocator.delete_server(handle, decode::etag(request.etag), request_id).await?;
+        Ok(v1::DeleteServerResponse {})
+    }
+
+    pub(super) async fn report(
+        &self,
+        request: v1::ReportUsageRequest,
+        request_id: String,
+    ) -> Result<v1::ReportUsageResponse, ApiError> {
+        let (handle, observation) = decode::usage(request)?;
+        let record = self.allocator.report_usage(handle, observation, request_id).await?;
+        Ok(v1::ReportUsageResponse { server: Some(encode::server(&record)) })
+    }
+
+    pub(super) async fn sync(
+        &self,
+        request: v1::SyncServersRequest,
+        request_id: String,
+    ) -> Result<v1::SyncServersResponse, ApiError> {
+        let validate_only = request.validate_only;
+        let request = decode::sync(request)?;
+        let plan = if validate_only {
+            self.allocator.preview_sync(&request).await?
+        } else {
+            self.allocator.sync_servers(request, request_id).await?
+        };
+        Ok(synced(plan))
+    }
+}
+
+fn synced(plan: SyncPlan) -> v1::SyncServersResponse {
+    let mut response = v1::SyncServersResponse::default();
+    for (handle, action) in plan {
+        let (count, action, detail) = match action {
+            SyncAction::Created(_) => (&mut response.created, Action::Created, String::new()),
+            SyncAction::Updated(_, fields) => (&mut response.updated, Action::Updated, fields.join(", ")),
+            SyncAction::Unchanged => (&mut response.unchanged, Action::Unchanged, String::new()),
+            SyncAction::MarkedMissing(_) => (&mut response.marked_missing, Action::MarkedMissing, String::new()),
+            SyncAction::Rejected(why) => (&mut response.rejected, Action::Rejected, why),
+        };
+        *count += 1;
+        response.results.push(v1::ServerSyncResult { handle: handle.to_string(), action: action.into(), detail });
+    }
+    response
+}

@@ -1,0 +1,182 @@
+//! The gRPC edge: decode, call, encode. One line for each RPC here, its work in `allocations`, `inventory` and `watch`.
+//!
+//! `decode` and `encode` translate, `status` is the one place that names status codes.
+
+mod allocations;
+mod decode;
+mod encode;
+mod inventory;
+pub mod request_id;
+mod status;
+pub mod token;
+mod watch;
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+pub use self::status::DOMAIN;
+use self::{
+    status::{ApiError, to_status},
+    token::{PageToken, ResumeToken, Tokens},
+    watch::WatchResponses,
+};
+use crate::{
+    allocator::Allocator,
+    domain::request::Strategy,
+    events::Hub,
+    proto::v1::{
+        self, resource_allocator_server::ResourceAllocator, server_inventory_server::ServerInventory,
+    },
+};
+
+/// Both services.
+#[derive(Debug, Clone)]
+pub struct Api {
+    allocator: Allocator,
+    hub: Hub,
+    tokens: Arc<Tokens>,
+    epoch: Uuid,
+    default_strategy: Strategy,
+}
+
+impl Api {
+    /// The services over a running allocator. `epoch` is the history that the log is of, `token_key` what signs its tokens.
+    #[must_use]
+    pub fn new(allocator: Allocator, hub: Hub, token_key: &[u8], epoch: Uuid, default_strategy: Strategy) -> Self {
+        Self { allocator, hub, tokens: Arc::new(Tokens::new(token_key)), epoch, default_strategy }
+    }
+
+    fn resume_token(&self, sequence: i64) -> String {
+        self.tokens.seal(&ResumeToken { epoch: self.epoch, sequence })
+    }
+
+    /// Calls the work of an RPC, and turns its error into a status.
+    async fn answer<Q, A>(
+        &self,
+        request: Request<Q>,
+        work: impl AsyncFnOnce(&Self, Q, String) -> Result<A, ApiError>,
+    ) -> Result<Response<A>, Status> {
+        let request_id = request_id::of(&request);
+        let answer = work(self, request.into_inner(), request_id.clone()).await;
+        answer.map(Response::new).map_err(|error| to_status(&error, &request_id, &self.tokens, Some(self.epoch)))
+    }
+}
+
+/// Where a list goes on: the token of the page before, if it is of the same filters.
+fn page_token(
+    tokens: &Tokens,
+    fields: &mut decode::Fields,
+    token: &str,
+    filter: &str,
+) -> Option<PageToken> {
+    if token.is_empty() {
+        return None;
+    }
+    let token: PageToken = fields.take("page_token", tokens.open(token))?;
+    if token.filter != filter {
+        fields.refuse("page_token", "was made for other filters; repeat those of the first page");
+        return None;
+    }
+    Some(token)
+}
+
+#[tonic::async_trait]
+impl ResourceAllocator for Api {
+    async fn ensure_allocation(
+        &self,
+        request: Request<v1::EnsureAllocationRequest>,
+    ) -> Result<Response<v1::EnsureAllocationResponse>, Status> {
+        self.answer(request, Self::ensure).await
+    }
+
+    async fn release_allocation(
+        &self,
+        request: Request<v1::ReleaseAllocationRequest>,
+    ) -> Result<Response<v1::ReleaseAllocationResponse>, Status> {
+        self.answer(request, Self::release).await
+    }
+
+    async fn list_allocations(
+        &self,
+        request: Request<v1::ListAllocationsRequest>,
+    ) -> Result<Response<v1::ListAllocationsResponse>, Status> {
+        self.answer(request, Self::list).await
+    }
+
+    async fn get_placement(
+        &self,
+        request: Request<v1::GetPlacementRequest>,
+    ) -> Result<Response<v1::GetPlacementResponse>, Status> {
+        self.answer(request, Self::placement).await
+    }
+
+    async fn find_server(
+        &self,
+        request: Request<v1::FindServerRequest>,
+    ) -> Result<Response<v1::FindServerResponse>, Status> {
+        self.answer(request, Self::find).await
+    }
+
+    type WatchAllocationsStream = WatchResponses;
+
+    async fn watch_allocations(
+        &self,
+        request: Request<v1::WatchAllocationsRequest>,
+    ) -> Result<Response<WatchResponses>, Status> {
+        self.answer(request, Self::watch).await
+    }
+}
+
+#[tonic::async_trait]
+impl ServerInventory for Api {
+    async fn register_server(
+        &self,
+        request: Request<v1::RegisterServerRequest>,
+    ) -> Result<Response<v1::RegisterServerResponse>, Status> {
+        self.answer(request, Self::register).await
+    }
+
+    async fn get_server(
+        &self,
+        request: Request<v1::GetServerRequest>,
+    ) -> Result<Response<v1::GetServerResponse>, Status> {
+        self.answer(request, Self::server).await
+    }
+
+    async fn list_servers(
+        &self,
+        request: Request<v1::ListServersRequest>,
+    ) -> Result<Response<v1::ListServersResponse>, Status> {
+        self.answer(request, Self::servers).await
+    }
+
+    async fn update_server(
+        &self,
+        request: Request<v1::UpdateServerRequest>,
+    ) -> Result<Response<v1::UpdateServerResponse>, Status> {
+        self.answer(request, Self::update).await
+    }
+
+    async fn delete_server(
+        &self,
+        request: Request<v1::DeleteServerRequest>,
+    ) -> Result<Response<v1::DeleteServerResponse>, Status> {
+        self.answer(request, Self::delete).await
+    }
+
+    async fn report_usage(
+        &self,
+        request: Request<v1::ReportUsageRequest>,
+    ) -> Result<Response<v1::ReportUsageResponse>, Status> {
+        self.answer(request, Self::report).await
+    }
+
+    async fn sync_servers(
+        &self,
+        request: Request<v1::SyncServersRequest>,
+    ) -> Result<Response<v1::SyncServersResponse>, Status> {
+        self.answer(request, Self::sync).await
+    }
+}

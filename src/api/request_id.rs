@@ -1,0 +1,91 @@
+//! Request ids: each request has one, the caller's own (`x-request-id`) or a new one. It is in the logs, in the event log, in the
+//! answer's headers and in every error.
+
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
+
+use tonic::{
+    body::Body,
+    codegen::http::{HeaderValue, Request, Response},
+};
+use tower::{Layer, Service};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::domain::ids::check_name;
+
+/// The header that carries it.
+pub const HEADER: &str = "x-request-id";
+/// A caller's own id that is longer is not taken.
+const MAX_LENGTH: usize = 128;
+
+/// The id of a request.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub String);
+
+/// The id that the layer gave a request; a new one where there is no layer.
+#[must_use]
+pub fn of<T>(request: &tonic::Request<T>) -> String {
+    request.extensions().get::<RequestId>().map_or_else(new, |id| id.0.clone())
+}
+
+fn new() -> String {
+    Uuid::now_v7().to_string()
+}
+
+/// Gives each request its id and its span, and writes a line when it is answered.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RequestIdLayer;
+
+impl<S> Layer<S> for RequestIdLayer {
+    type Service = RequestIdService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        RequestIdService { inner }
+    }
+}
+
+/// See [`RequestIdLayer`].
+#[derive(Debug, Clone)]
+pub struct RequestIdService<S> {
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for RequestIdService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let given = request.headers().get(HEADER).and_then(|value| value.to_str().ok());
+        let id = given
+            .filter(|id| check_name(id, MAX_LENGTH, "._:/-").is_ok())
+            .map_or_else(new, ToOwned::to_owned);
+        request.extensions_mut().insert(RequestId(id.clone()));
+        let span = tracing::info_span!("rpc", method = request.uri().path(), request_id = id);
+        let future = self.inner.call(request);
+        let answer = async move {
+            let start = tokio::time::Instant::now();
+            let mut response = future.await?;
+            // The ids that pass the check are all characters that a header may have.
+            if let Ok(value) = HeaderValue::from_str(&id) {
+                response.headers_mut().insert(HEADER, value);
+            }
+            let status = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
+            let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            tracing::debug!(grpc_status = status.unwrap_or("0"), duration_ms, "answered");
+            Ok(response)
+        };
+        Box::pin(answer.instrument(span))
+    }
+}

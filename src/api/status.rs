@@ -1,0 +1,243 @@
+//! Errors, from the use cases to gRPC: the one place that names status codes. Each status carries an ErrorInfo with its reason
+//! and disposition (AIP-193); what goes wrong inside is in the log, never in the answer.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::{
+    decode::FieldViolation,
+    token::{ResumeToken, Tokens},
+};
+use crate::{
+    allocator::Error,
+    domain::{Disposition, Reason, Refusal},
+    events::WatchError,
+    store::StoreError,
+};
+
+/// The domain of every ErrorInfo.
+pub const DOMAIN: &str = "resourceallocator";
+
+/// When a request that the service could not take now may be repeated.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+
+/// Why an RPC fails.
+#[derive(Debug)]
+pub enum ApiError {
+    /// Fields are malformed.
+    Invalid(Vec<FieldViolation>),
+    /// A use case failed.
+    Allocator(Error),
+    /// A watch did not begin, or ended.
+    Watch(WatchError),
+    /// What a field asks for is not offered yet.
+    NotImplemented {
+        /// The field.
+        field: &'static str,
+    },
+}
+
+impl From<Vec<FieldViolation>> for ApiError {
+    fn from(violations: Vec<FieldViolation>) -> Self {
+        Self::Invalid(violations)
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self::Allocator(error)
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Allocator(Error::Refused(refusal))
+    }
+}
+
+/// The code of a refusal.
+#[must_use]
+pub fn code(reason: Reason) -> Code {
+    match reason {
+        Reason::ServerNotFound | Reason::ProjectNotFound => Code::NotFound,
+        Reason::NoServers
+        | Reason::NoAdmissibleServer
+        | Reason::RequestExceedsFleet
+        | Reason::NoMatchingServer
+        | Reason::PlacedElsewhere
+        | Reason::BoundServerNotAdmissible
+        | Reason::PortTaken
+        | Reason::ServerInUse
+        | Reason::SyncRefused => Code::FailedPrecondition,
+        Reason::InsufficientCapacity | Reason::PortsExhausted => Code::ResourceExhausted,
+        Reason::UsageStale => Code::Unavailable,
+        Reason::EtagMismatch => Code::Aborted,
+        Reason::ExternalIdTaken => Code::AlreadyExists,
+    }
+}
+
+/// What a status says, before it is one.
+struct Answer {
+    code: Code,
+    reason: &'static str,
+    disposition: Disposition,
+    message: String,
+    metadata: HashMap<String, String>,
+    retry_after: Option<Duration>,
+    violations: Vec<FieldViolation>,
+}
+
+impl Answer {
+    fn new(code: Code, reason: &'static str, disposition: Disposition, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            disposition,
+            message: message.into(),
+            metadata: HashMap::new(),
+            retry_after: None,
+            violations: Vec::new(),
+        }
+    }
+
+    fn with(mut self, key: &str, value: impl ToString) -> Self {
+        self.metadata.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+}
+
+/// The status of an error. Tokens that it carries are sealed with `tokens`; `epoch` is the history that they are of.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the one place where a status is made")]
+pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Option<uuid::Uuid>) -> Status {
+    let answer = match error {
+        ApiError::Invalid(violations) => invalid(violations),
+        ApiError::Allocator(error) => allocator(error),
+        ApiError::Watch(error) => watch(error, tokens, epoch),
+        ApiError::NotImplemented { field } => Answer::new(
+            Code::Unimplemented,
+            "NOT_IMPLEMENTED",
+            Disposition::Caller,
+            format!("`{field}` is not offered yet; leave it out"),
+        )
+        .with("field", field),
+    };
+    let mut metadata = answer.metadata;
+    metadata.insert("disposition".to_owned(), answer.disposition.as_str().to_owned());
+    metadata.insert("request_id".to_owned(), request_id.to_owned());
+    let mut details = ErrorDetails::with_error_info(answer.reason, DOMAIN, metadata);
+    if let Some(delay) = answer.retry_after {
+        details.set_retry_info(Some(delay));
+    }
+    for violation in answer.violations {
+        details.add_bad_request_violation(violation.field, violation.description);
+    }
+    tracing::info!(code = ?answer.code, reason = answer.reason, message = answer.message, "refused");
+    Status::with_error_details(answer.code, answer.message, details)
+}
+
+fn invalid(violations: &[FieldViolation]) -> Answer {
+    let fields: Vec<_> = violations.iter().map(|violation| violation.field.as_str()).collect();
+    let told: Vec<_> =
+        violations.iter().map(|violation| format!("{} {}", violation.field, violation.description)).collect();
+    let mut answer = Answer::new(
+        Code::InvalidArgument,
+        "INVALID_REQUEST",
+        Disposition::Caller,
+        format!("the request is malformed: {}", told.join("; ")),
+    )
+    .with("fields", fields.join(", "));
+    answer.violations = violations.to_vec();
+    answer
+}
+
+fn allocator(error: &Error) -> Answer {
+    match error {
+        Error::Refused(refusal) => {
+            let reason = refusal.reason;
+            let mut answer =
+                Answer::new(code(reason), reason.as_str(), reason.disposition(), refusal.message.clone());
+            answer.metadata.extend(refusal.metadata.clone());
+            answer.retry_after = reason.retry_after();
+            answer
+        }
+        Error::Store(error) => store(error),
+        Error::Overloaded { limit } => Answer::new(
+            Code::ResourceExhausted,
+            "OVERLOADED",
+            Disposition::Technical,
+            format!("{limit} requests are waiting already, which is the most that this replica takes; try again"),
+        )
+        .with("queue_limit", limit)
+        .retry_after(RETRY_SOON),
+        Error::ShuttingDown => shutting_down(),
+    }
+}
+
+fn store(error: &StoreError) -> Answer {
+    match error {
+        StoreError::Unavailable(_) | StoreError::Busy(_) => Answer::new(
+            Code::Unavailable,
+            "DATABASE_UNAVAILABLE",
+            Disposition::Technical,
+            "the database cannot be reached now, so whether the request was committed is not known; repeating it is safe",
+        )
+        .retry_after(RETRY_SOON),
+        StoreError::Constraint { .. } | StoreError::Inconsistent { .. } | StoreError::Driver(_) => {
+            Answer::new(
+                Code::Internal,
+                "INTERNAL",
+                Disposition::Technical,
+                "the service met a fault of its own; its log tells more under the request's id",
+            )
+        }
+    }
+}
+
+fn shutting_down() -> Answer {
+    Answer::new(
+        Code::Unavailable,
+        "SHUTTING_DOWN",
+        Disposition::Technical,
+        "this replica is shutting down; another one answers",
+    )
+    .retry_after(RETRY_SOON)
+}
+
+fn watch(error: &WatchError, tokens: &Tokens, epoch: Option<uuid::Uuid>) -> Answer {
+    let token = |sequence: i64| match epoch {
+        Some(epoch) => tokens.seal(&ResumeToken { epoch, sequence }),
+        None => String::new(),
+    };
+    match error {
+        WatchError::Compacted { oldest, .. } => Answer::new(
+            Code::OutOfRange,
+            "SEQUENCE_COMPACTED",
+            Disposition::Caller,
+            "the events after the token were dropped by retention; list anew, or resume after the oldest token",
+        )
+        .with("oldest_resume_token", token(*oldest)),
+        WatchError::Restarted => Answer::new(
+            Code::FailedPrecondition,
+            "LOG_RESTARTED",
+            Disposition::Caller,
+            "the token is of another history: the database was restored or made anew; list anew, then watch",
+        ),
+        WatchError::TooSlow { last } => Answer::new(
+            Code::ResourceExhausted,
+            "WATCHER_TOO_SLOW",
+            Disposition::Technical,
+            "the watcher did not keep up; resume after its last token",
+        )
+        .with("resume_token", token(*last)),
+        WatchError::ShuttingDown => shutting_down(),
+        WatchError::Store(error) => store(error),
+    }
+}

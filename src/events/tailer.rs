@@ -1,0 +1,101 @@
+//! The tailer: follows the log and hands each operation to every watcher of this replica.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{broadcast, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    domain::event::LogEntry,
+    store::{Store, StoreError, events, pools},
+};
+
+/// How often the log is looked at. What this replica commits is looked at once it is committed.
+const POLL: Duration = Duration::from_millis(100);
+/// How many operations are read at once.
+const PAGE: i64 = 500;
+/// How many operations a watcher may be behind before it reads the table instead.
+const FEED: usize = 4096;
+
+/// Up to where the log was followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    /// The history that it is of.
+    pub epoch: Uuid,
+    /// The number of the last event.
+    pub sequence: i64,
+}
+
+/// Where watchers join. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Hub {
+    pub(super) store: Store,
+    pub(super) feed: broadcast::Sender<Arc<LogEntry>>,
+    pub(super) position: watch::Sender<Option<Position>>,
+    pub(super) shutdown: CancellationToken,
+}
+
+impl Hub {
+    /// Starts the tailer. `committed` changes whenever this replica committed something; the tailer ends with `shutdown`.
+    #[must_use]
+    pub fn start(store: Store, committed: watch::Receiver<i64>, shutdown: CancellationToken) -> Self {
+        let hub = Self {
+            store,
+            feed: broadcast::Sender::new(FEED),
+            position: watch::Sender::new(None),
+            shutdown,
+        };
+        tokio::spawn(tail(hub.clone(), committed));
+        hub
+    }
+
+    async fn follow(&self) -> Result<(), StoreError> {
+        let mut conn = self.store.acquire().await?;
+        let pool = pools::find(&mut conn).await?;
+        let Some(mut at) = *self.position.borrow() else {
+            self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
+            return Ok(());
+        };
+        if at.epoch != pool.epoch || at.sequence > pool.last_sequence {
+            self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
+            return Ok(());
+        }
+        while at.sequence < pool.last_sequence {
+            // With nobody to hand them to, the operations need not be read.
+            if self.feed.receiver_count() == 0 {
+                at.sequence = pool.last_sequence;
+                self.move_to(at);
+                return Ok(());
+            }
+            let entries = events::list_after(&mut conn, at.sequence, PAGE).await?;
+            let Some(last) = entries.last() else { return Ok(()) };
+            at.sequence = last.last_sequence();
+            for entry in entries {
+                // Nobody listens any more, which the next round sees.
+                let _ = self.feed.send(Arc::new(entry));
+            }
+            self.move_to(at);
+        }
+        Ok(())
+    }
+
+    fn move_to(&self, position: Position) {
+        self.position.send_if_modified(|known| known.replace(position) != Some(position));
+    }
+}
+
+async fn tail(hub: Hub, mut committed: watch::Receiver<i64>) {
+    let mut allocator_lives = true;
+    loop {
+        tokio::select! {
+            () = hub.shutdown.cancelled() => return,
+            changed = committed.changed(), if allocator_lives => allocator_lives = changed.is_ok(),
+            () = tokio::time::sleep(POLL) => {}
+        }
+        if let Err(error) = hub.follow().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the log cannot be followed now");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
