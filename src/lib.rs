@@ -1,8 +1,28 @@
+//! Resource Allocator gives software projects a place to run: a server, its capacity, and one port for each module, reserved at
+//! once in Postgres, and answered the same on every repeat.
+//!
+//! ```text
+//! worker ──gRPC──▶ api ──▶ allocator ──▶ domain        (pure: filter, score, ports, refusals)
+//!                              │  ▲
+//!                              ▼  │ fold
+//!                            store ──SQL──▶ Postgres   (tables are the truth, constraints are the guard)
+//!                              ▲
+//! watcher ◀─stream─ api ◀── events ◀── the event log   (commit order, gap-free, resumable)
+//! ```
+//!
+//! Imports point one way: `cli → server → api → allocator → events → store → domain`. `postgres` keeps the embedded cluster and
+//! knows nothing of the rest; `ARCHITECTURE.md` says more.
+
 pub mod allocator;
 pub mod api;
 pub mod cli;
+pub mod config;
 pub mod domain;
 pub mod events;
 pub mod inventory_file;
+pub mod postgres;
 pub mod proto;
+pub mod server;
+pub mod shutdown;
 pub mod store;
+pub mod telemetry;

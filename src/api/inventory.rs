@@ -8,6 +8,20 @@ use crate::{
 };
 
 impl Api {
+    /// Registers a server of the file that is applied at start.
+    ///
+    /// # Errors
+    /// What is wrong with it, or in its way.
+    pub async fn register_at_start(&self, server: v1::Server) -> anyhow::Result<()> {
+        let request = v1::RegisterServerRequest { server: Some(server) };
+        let (spec, etag) = decode::register(request).map_err(|violations| {
+            let told: Vec<_> = violations.iter().map(|v| format!("{} {}", v.field, v.description)).collect();
+            anyhow::anyhow!("{}", told.join("; "))
+        })?;
+        self.allocator.register_server(spec, etag, "inventory-file".to_owned()).await?;
+        Ok(())
+    }
+
     pub(super) async fn register(
         &self,
         request: v1::RegisterServerRequest,

@@ -1,15 +1,101 @@
-//! `serve`: runs the service.
+//! `serve`: runs the service, on its own private Postgres unless it is given a database.
 
+use std::{path::Path, str::FromStr as _};
+
+use anyhow::Context as _;
 use clap::Args;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::{
+    allocator::AllocatorOptions,
+    config::{DatabaseArgs, ListenArgs, LogArgs, PlacementArgs},
+    inventory_file,
+    postgres::{self, Cluster},
+    proto::v1,
+    server::{self, ServerOptions},
+    shutdown::Shutdown,
+    telemetry,
+};
 
 /// Arguments of `serve`.
 #[derive(Debug, Args)]
-pub struct ServeArgs {}
+pub struct ServeArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
+    #[command(flatten)]
+    placement: PlacementArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
 
-/// Runs the service.
+/// Runs the service until it is told to stop.
 ///
 /// # Errors
-/// Always, as of now.
-pub fn run(_args: ServeArgs) -> anyhow::Result<()> {
-    anyhow::bail!("not merged yet")
+/// What stands in its way, in one line.
+pub fn run(args: ServeArgs) -> anyhow::Result<()> {
+    telemetry::init(args.log.log_format);
+    let inventory = args.placement.inventory.as_deref().map(read_inventory).transpose()?.unwrap_or_default();
+    // Before the runtime: Postgres is told of our death by the thread that started it.
+    let (cluster, connect) = database(&args.database)?;
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(serve(args, connect, inventory));
+    if let Some(cluster) = cluster {
+        cluster.stop()?;
+    }
+    result
+}
+
+fn read_inventory(path: &Path) -> anyhow::Result<Vec<v1::Server>> {
+    let told = || format!("cannot read the inventory {}", path.display());
+    let bytes = std::fs::read(path).with_context(told)?;
+    inventory_file::parse(&bytes, inventory_file::Format::of(path).with_context(told)?).with_context(told)
+}
+
+/// The database that was named, or the private one, started.
+pub(super) fn database(args: &DatabaseArgs) -> anyhow::Result<(Option<Cluster>, PgConnectOptions)> {
+    if let Some(url) = &args.database_url {
+        return Ok((None, url.connect_options()));
+    }
+    let data_dir = args.data_dir.clone().unwrap_or_else(postgres::default_data_dir);
+    let options = postgres::Options { bin_dir: args.postgres_bin.clone(), ..postgres::Options::new(data_dir) };
+    let cluster = Cluster::start(options)?;
+    let url = cluster.url(postgres::DATABASE);
+    let connect = PgConnectOptions::from_str(&url).context("the private Postgres has an unusable address")?;
+    tracing::info!(
+        data_dir = %cluster.data_dir().display(),
+        psql = format!("psql '{url}'"),
+        "keeping a private Postgres"
+    );
+    Ok((Some(cluster), connect))
+}
+
+async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Server>) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals().context("cannot listen for signals")?;
+    let options = ServerOptions {
+        listen: args.listen.listen,
+        insecure_allow_remote: args.listen.insecure_allow_remote,
+        drain_timeout: args.listen.drain_timeout,
+        store: args.database.store_options(connect),
+        allocator: AllocatorOptions {
+            usage_max_age: args.placement.usage_max_age,
+            port_rest: args.placement.port_rest,
+            queue_limit: usize::try_from(args.placement.queue_limit)?,
+            ..AllocatorOptions::default()
+        },
+        strategy: args.placement.strategy.into(),
+        inventory,
+    };
+    let running = tokio::select! {
+        running = server::start(options, shutdown.clone()) => running?,
+        () = shutdown.soft.cancelled() => return Ok(()),
+    };
+    tracing::info!(target: telemetry::READY, "listening on {}", running.address);
+    running.stopped().await?;
+    tracing::info!("stopped");
+    Ok(())
 }

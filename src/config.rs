@@ -1,0 +1,157 @@
+//! The flags of `serve`, each with its environment variable and its default. There is no other configuration file.
+
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+use clap::{Args, ValueEnum};
+use sqlx::postgres::PgConnectOptions;
+
+use crate::{domain::request::Strategy, store::StoreOptions};
+
+/// How long a request waits for a connection to the database.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A duration as people write it: `5m`, `90s`, `1h 30m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write for example `5m` or `90s`"))
+}
+
+/// Where the database is. What it holds is not shown: a password may be in it.
+#[derive(Clone)]
+pub struct DatabaseUrl(PgConnectOptions);
+
+impl DatabaseUrl {
+    /// The connection.
+    #[must_use]
+    pub fn connect_options(&self) -> PgConnectOptions {
+        self.0.clone()
+    }
+
+    /// Where it leads, without credentials.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let place = match self.0.get_socket() {
+            Some(socket) => socket.display().to_string(),
+            None => format!("{}:{}", self.0.get_host(), self.0.get_port()),
+        };
+        format!("{place}, database `{}`", self.0.get_database().unwrap_or_else(|| self.0.get_username()))
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DatabaseUrl({})", self.place())
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = String;
+
+    fn from_str(url: &str) -> Result<Self, String> {
+        if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+            return Err("it must start with postgres:// or postgresql://".to_owned());
+        }
+        // What the parser says could repeat the URL, and with it the password.
+        url.parse().map(Self).map_err(|_| "it is not a valid postgres:// URL".to_owned())
+    }
+}
+
+/// Which database.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Database")]
+pub struct DatabaseArgs {
+    /// The Postgres to use; without it, the service keeps a private one in its data folder
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: Option<DatabaseUrl>,
+    /// The most connections to it
+    #[arg(long, env = "RESOURCE_ALLOCATOR_DATABASE_CONNECTIONS", default_value_t = 16, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(4..=1000))]
+    pub database_connections: u32,
+    /// The folder of the private Postgres [default: /var/lib/resource-allocator for root, else the XDG state folder]
+    #[arg(long, env = "RESOURCE_ALLOCATOR_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The folder of the binaries of the private Postgres [default: looked for on the machine]
+    #[arg(long, env = "RESOURCE_ALLOCATOR_POSTGRES_BIN", value_name = "DIR")]
+    pub postgres_bin: Option<PathBuf>,
+}
+
+impl DatabaseArgs {
+    /// How the store reaches the database.
+    #[must_use]
+    pub fn store_options(&self, connect: PgConnectOptions) -> StoreOptions {
+        StoreOptions { connect, max_connections: self.database_connections, acquire_timeout: ACQUIRE_TIMEOUT }
+    }
+}
+
+/// Where and how to listen.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Listener")]
+pub struct ListenArgs {
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, env = "RESOURCE_ALLOCATOR_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT")]
+    pub listen: SocketAddr,
+    /// Listen beyond loopback although there is neither TLS nor authentication: whoever reaches the port can do everything
+    #[arg(long, env = "RESOURCE_ALLOCATOR_INSECURE_ALLOW_REMOTE", value_name = "BOOL", num_args = 0..=1,
+        default_value_t = false, default_missing_value = "true")]
+    pub insecure_allow_remote: bool,
+    /// How long requests under way may take once the service is told to stop
+    #[arg(long, env = "RESOURCE_ALLOCATOR_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub drain_timeout: Duration,
+}
+
+/// How servers are chosen.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Placement")]
+pub struct PlacementArgs {
+    /// A file of servers, TOML or JSON, that are registered at start
+    #[arg(long, env = "RESOURCE_ALLOCATOR_INVENTORY", value_name = "FILE")]
+    pub inventory: Option<PathBuf>,
+    /// How old a server's usage report may be before the server takes nothing new
+    #[arg(long, env = "RESOURCE_ALLOCATOR_USAGE_MAX_AGE", default_value = "5m", value_parser = duration, value_name = "DURATION")]
+    pub usage_max_age: Duration,
+    /// How long a port that was given back rests while another is free
+    #[arg(long, env = "RESOURCE_ALLOCATOR_PORT_REST", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    pub port_rest: Duration,
+    /// Which server is chosen where a request does not say
+    #[arg(long, env = "RESOURCE_ALLOCATOR_STRATEGY", default_value = "spread", value_name = "STRATEGY")]
+    pub strategy: StrategyArg,
+    /// How many requests may wait before others are told to come back
+    #[arg(long, env = "RESOURCE_ALLOCATOR_QUEUE_LIMIT", default_value_t = 4096, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub queue_limit: u32,
+}
+
+/// A strategy by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum StrategyArg {
+    /// The most free RAM
+    Spread,
+    /// The tightest fit that strands least
+    Binpack,
+}
+
+impl From<StrategyArg> for Strategy {
+    fn from(strategy: StrategyArg) -> Self {
+        match strategy {
+            StrategyArg::Spread => Self::Spread,
+            StrategyArg::Binpack => Self::Binpack,
+        }
+    }
+}
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "Log")]
+pub struct LogArgs {
+    /// How log lines are written to standard error [default: text on a terminal, else json]
+    #[arg(long, env = "RESOURCE_ALLOCATOR_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// A format of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people
+    Text,
+    /// For machines: an object a line
+    Json,
+}

@@ -1,0 +1,67 @@
+//! The server settings of the embedded cluster.
+//!
+//! Those in [`defaults`] are written into a new cluster's `postgresql.conf`, where `ALTER SYSTEM` and an
+//! editor may overrule them. Those in [`fixed`] are what makes the cluster private, and go onto the command
+//! line, which wins.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::socket::PORT;
+
+/// The best write-ahead log compression that a build may have.
+pub(super) const LZ4: (&str, &str) = ("wal_compression", "lz4");
+
+/// The settings of a new cluster, each with its reason. `fsync` and `synchronous_commit` are on, as they are by
+/// default: what was answered must survive a power cut.
+fn defaults(lz4: bool) -> Vec<(&'static str, &'static str, &'static str)> {
+    vec![
+        ("fsync", "on", "durability is never given up"),
+        ("synchronous_commit", "on", "an answer is given after its commit is durable"),
+        ("full_page_writes", "on", "a page torn by a power cut can be restored"),
+        ("max_connections", "200", "room for the pool, for psql, and for test databases side by side"),
+        (
+            "shared_buffers",
+            "'256MB'",
+            "the tables and their indexes of a large fleet, and no more than a small machine has",
+        ),
+        (
+            "max_wal_size",
+            "'4GB'",
+            "checkpoints by time and not by volume: each makes the log write whole pages again",
+        ),
+        ("min_wal_size", "'256MB'", "segments are used again and not made anew"),
+        (
+            "checkpoint_completion_target",
+            "0.9",
+            "a checkpoint's writes are spread out, and commits do not wait behind them",
+        ),
+        ("wal_compression", if lz4 { "lz4" } else { "on" }, "less to write when the log takes whole pages"),
+        ("autovacuum", "on", "rows come and go all day"),
+        ("autovacuum_naptime", "'15s'", "small busy tables bloat within a minute"),
+        ("jit", "off", "our queries are short: compiling them takes longer than running them"),
+    ]
+}
+
+/// The lines that are appended to a new cluster's `postgresql.conf`.
+pub(super) fn conf(lz4: bool) -> String {
+    let mut conf =
+        String::from("\n# Set by Resource Allocator when it made this cluster; change them as you like.\n");
+    for (name, value, reason) in defaults(lz4) {
+        let _ = writeln!(conf, "{name} = {value}  # {reason}");
+    }
+    conf
+}
+
+/// The settings that keep the cluster private and its log where we look for it.
+pub(super) fn fixed(socket_dir: &Path) -> Vec<(&'static str, String)> {
+    vec![
+        ("listen_addresses", String::new()),
+        // The setting is a list: quoted, a folder may have a comma in its name.
+        ("unix_socket_directories", format!("\"{}\"", socket_dir.display().to_string().replace('"', "\"\""))),
+        ("unix_socket_permissions", "0700".to_owned()),
+        ("port", PORT.to_string()),
+        ("log_destination", "stderr".to_owned()),
+        ("logging_collector", "off".to_owned()),
+    ]
+}

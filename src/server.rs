@@ -1,0 +1,221 @@
+//! The service: its parts wired together, its listener, its health and its end.
+
+use std::{net::SocketAddr, time::Duration};
+
+use anyhow::{Context as _, anyhow, bail};
+use sqlx::migrate::MigrateError;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{service::Routes, transport::Server};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    allocator::{Allocator, AllocatorOptions},
+    api::{Api, request_id::RequestIdLayer},
+    domain::request::Strategy,
+    events::Hub,
+    proto::{
+        FILE_DESCRIPTOR_SET,
+        v1::{
+            self, resource_allocator_server::{ResourceAllocatorServer, SERVICE_NAME as ALLOCATOR},
+            server_inventory_server::{SERVICE_NAME as INVENTORY, ServerInventoryServer},
+        },
+    },
+    shutdown::Shutdown,
+    store::{Store, StoreError, StoreOptions, pools},
+};
+
+/// How often health looks at the database, and how long the database may take to answer.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// A sync of ten thousand servers with all their labels fits; nothing else comes near.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+/// How often an idle connection is asked whether its client is there, and how long the client may take to answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a service is made of.
+#[derive(Debug)]
+pub struct ServerOptions {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Whether to listen beyond loopback although there is neither TLS nor authentication.
+    pub insecure_allow_remote: bool,
+    /// How long requests under way may take once the service is told to stop.
+    pub drain_timeout: Duration,
+    /// The database.
+    pub store: StoreOptions,
+    /// The allocator.
+    pub allocator: AllocatorOptions,
+    /// Which server is chosen where a request does not say.
+    pub strategy: Strategy,
+    /// Servers to register at start.
+    pub inventory: Vec<v1::Server>,
+}
+
+/// A service that serves.
+#[derive(Debug)]
+pub struct RunningServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl RunningServer {
+    /// Waits until the service has stopped, as `shutdown` told it.
+    ///
+    /// # Errors
+    /// When it stopped for another reason.
+    pub async fn stopped(self) -> anyhow::Result<()> {
+        self.task.await.context("the service's task ended early")?
+    }
+}
+
+/// Starts a service: binds, migrates, registers the inventory, and serves until `shutdown`.
+///
+/// # Errors
+/// What stands in its way, in one line.
+pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result<RunningServer> {
+    if !options.listen.ip().is_loopback() && !options.insecure_allow_remote {
+        bail!(
+            "{} is not a loopback address, and there is neither TLS nor authentication; listen on 127.0.0.1, or say --insecure-allow-remote if the network itself keeps strangers out",
+            options.listen
+        );
+    }
+    let listener = TcpListener::bind(options.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", options.listen))?;
+    let address = listener.local_addr()?;
+
+    let place = options.store.connect.get_host().to_owned();
+    let store = Store::new(options.store);
+    store.migrate().await.map_err(|error| migration_failed(&error, &place))?;
+    let (pool, token_key) = first_look(&store).await.context("cannot read the database")?;
+
+    let (allocator, combiner) = Allocator::start(store.clone(), options.allocator);
+    let hub = Hub::start(store.clone(), allocator.committed(), shutdown.soft.clone());
+    let api = Api::new(allocator, hub, &token_key, pool.epoch, options.strategy);
+    for server in options.inventory {
+        let handle = server.handle.clone();
+        api.register_at_start(server).await.with_context(|| format!("cannot register server `{handle}`"))?;
+    }
+
+    let (health, health_service) = tonic_health::server::health_reporter();
+    set_health(&health, ServingStatus::Serving).await;
+    let watch_health = tokio::spawn(watch_health(store.clone(), health.clone()));
+
+    let routes = Routes::new(health_service)
+        .add_service(
+            ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(ServerInventoryServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(reflection().build_v1()?)
+        .add_service(reflection().build_v1alpha()?);
+    let incoming = TcpListenerStream::new(listener);
+    let serving = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(RequestIdLayer)
+        .add_routes(routes);
+    let soft = shutdown.soft.clone();
+    let task = tokio::spawn(async move {
+        let stop = {
+            let health = health.clone();
+            async move {
+                soft.cancelled().await;
+                // Balancers see this first, and send no more.
+                watch_health.abort();
+                set_health(&health, ServingStatus::NotServing).await;
+            }
+        };
+        let serve = serving.serve_with_incoming_shutdown(incoming, stop);
+        drain(serve, &shutdown, options.drain_timeout).await?;
+        // The last handle of the allocator went with the server; what waited in its queue is committed.
+        if tokio::time::timeout(options.drain_timeout, combiner).await.is_err() {
+            tracing::warn!("requests were still waiting when the time to stop was over");
+        }
+        let _ = tokio::time::timeout(HEALTH_TIMEOUT, store.close()).await;
+        Ok(())
+    });
+    Ok(RunningServer { address, task })
+}
+
+/// Serves until told to stop, then as long as the drain may take: a client that does not answer cannot hold it up (L43).
+async fn drain(
+    serve: impl Future<Output = Result<(), tonic::transport::Error>>,
+    shutdown: &Shutdown,
+    limit: Duration,
+) -> anyhow::Result<()> {
+    let over = async {
+        shutdown.soft.cancelled().await;
+        tokio::select! {
+            () = tokio::time::sleep(limit) => tracing::warn!(?limit, "connections were still open when the time to stop was over"),
+            () = shutdown.hard.cancelled() => tracing::warn!("stopping at once"),
+        }
+    };
+    tokio::select! {
+        served = serve => served.context("the listener failed"),
+        () = over => Ok(()),
+    }
+}
+
+async fn first_look(store: &Store) -> Result<(pools::PoolState, Vec<u8>), StoreError> {
+    let mut conn = store.acquire().await?;
+    Ok((pools::find(&mut conn).await?, pools::find_token_key(&mut conn).await?))
+}
+
+/// One line for what an operator can meet when a database is migrated.
+///
+/// # Errors
+/// Always: it is the error.
+pub fn migration_failed(error: &MigrateError, place: &str) -> anyhow::Error {
+    match error {
+        MigrateError::VersionMissing(version) => anyhow!(
+            "the database was migrated by a newer release (migration {version} is not one of ours); run that release"
+        ),
+        MigrateError::VersionMismatch(version) => anyhow!(
+            "migration {version} in the database differs from ours; this is a database of another build of the service"
+        ),
+        MigrateError::Dirty(version) => {
+            anyhow!("migration {version} was left half done; repair the database by hand")
+        }
+        MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _) => match source {
+            sqlx::Error::Database(refused) if refused.code().as_deref() == Some("25006") => {
+                anyhow!("the database is read-only; name the primary in --database-url")
+            }
+            sqlx::Error::Database(refused) => anyhow!("the database refuses: {}", refused.message()),
+            source => anyhow!("cannot reach the database at {place}: {source}"),
+        },
+        other => anyhow!("cannot migrate the database: {other}"),
+    }
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", ALLOCATOR, INVENTORY] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// SERVING only while the database answers.
+async fn watch_health(store: Store, health: HealthReporter) {
+    let mut was = ServingStatus::Serving;
+    loop {
+        tokio::time::sleep(HEALTH_INTERVAL).await;
+        let answers = matches!(tokio::time::timeout(HEALTH_TIMEOUT, store.ping()).await, Ok(Ok(())));
+        let is = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
+        if is != was {
+            tracing::warn!(status = %is, "the health of the service changed with its database");
+            set_health(&health, is).await;
+            was = is;
+        }
+    }
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        // Without it, grpcurl cannot show the details of an error.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
