@@ -34,7 +34,7 @@ use crate::{
         server::Observation,
     },
     store::{
-        Store,
+        Store, StoreError,
         placements::ProjectRecord,
         pools,
         ports::{self, AllocationFilter, AllocationRecord},
@@ -371,9 +371,14 @@ async fn keep_house(housekeeper: Housekeeper) {
 impl Housekeeper {
     async fn step(&self) -> Result<(), Error> {
         let mut conn = self.store.acquire().await?;
-        ports::delete_rested(&mut conn, RESTED_STEP).await?;
-        let pool = pools::find(&mut conn).await?;
+        let (pool, rested) = (pools::find(&mut conn).await?, ports::has_rested(&mut conn).await?);
         drop(conn);
+        if rested {
+            // Without the pool's row: a port whose rest is over is free whether its row is there or not.
+            let mut transaction = self.store.begin_write().await?;
+            ports::delete_rested(&mut transaction, RESTED_STEP).await?;
+            transaction.commit().await.map_err(StoreError::from)?;
+        }
         let context = Context { now: pool.now, usage_max_age: self.options.usage_max_age };
         let needed = {
             let replica = self.replica.read().await;

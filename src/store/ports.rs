@@ -236,6 +236,18 @@ pub async fn update_resting(
     check_count("port_allocations", written, rows.len())
 }
 
+/// Whether there are ports whose rest is over.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn has_rested(conn: &mut PgConnection) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"SELECT EXISTS (SELECT FROM port_allocations WHERE free_after < clock_timestamp()) AS "rested!""#
+    )
+    .fetch_one(conn)
+    .await?)
+}
+
 /// Removes up to `limit` ports whose rest is over; tells how many there were.
 ///
 /// # Errors

@@ -1,1 +1,5 @@
+//! Every test that touches Postgres, a socket or a process; see `support`.
+
 mod embedded_postgres;
+mod ensure;
+mod support;

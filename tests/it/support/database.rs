@@ -1,0 +1,134 @@
+//! The run's Postgres, and a database for each test, cloned from a template that was migrated once.
+
+use std::{
+    process,
+    str::FromStr as _,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use resource_allocator::{
+    postgres::{Cluster, Options},
+    store::MIGRATOR,
+};
+use sqlx::{
+    Connection as _, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+
+const TEMPLATE: &str = "template_of_tests";
+
+/// The run's Postgres. It is stopped by the kernel with the process; what is left behind all the same is taken up by the
+/// next run, which uses the same folder.
+fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| {
+        let cluster = start_cluster();
+        let admin = cluster.url("postgres");
+        let template = cluster.url(TEMPLATE);
+        // A runtime of its own: the caller's is in the middle of a test.
+        thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                let mut conn = PgConnection::connect(&admin).await.unwrap();
+                drop_leftovers(&mut conn).await;
+                sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {TEMPLATE}"))).execute(&mut conn).await.unwrap();
+                let mut conn = PgConnection::connect(&template).await.unwrap();
+                MIGRATOR.run(&mut conn).await.unwrap();
+            });
+        })
+        .join()
+        .unwrap();
+        cluster
+    })
+}
+
+fn start_cluster() -> Cluster {
+    let user = rustix::process::geteuid().as_raw();
+    let mut refusals = Vec::new();
+    // Another run at the same time has the first folder.
+    for run in 0..8 {
+        let folder = std::env::temp_dir().join(format!("resource-allocator-tests-{user}-{run}"));
+        let mut options = Options::new(folder);
+        options.bin_dir = std::env::var_os("RESOURCE_ALLOCATOR_POSTGRES_BIN").map(Into::into);
+        options.settings = [("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off"), ("max_connections", "500")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .to_vec();
+        match Cluster::start(options) {
+            Ok(cluster) => return cluster,
+            Err(refusal) => refusals.push(refusal.to_string()),
+        }
+    }
+    panic!("the tests need a Postgres: {refusals:#?}");
+}
+
+async fn drop_leftovers(conn: &mut PgConnection) {
+    let leftovers: Vec<String> =
+        sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE datname LIKE 'test\\_%' OR datname = $1")
+            .bind(TEMPLATE)
+            .fetch_all(&mut *conn)
+            .await
+            .unwrap();
+    for name in leftovers {
+        drop_database(conn, &name).await;
+    }
+}
+
+async fn drop_database(conn: &mut PgConnection, name: &str) {
+    let statement = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
+    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(conn).await.unwrap();
+}
+
+/// A migrated, empty database; dropped with this value.
+pub struct TestDatabase {
+    name: String,
+    url: String,
+    /// A connection pool for what a test looks at by SQL.
+    pub sql: PgPool,
+}
+
+impl TestDatabase {
+    /// Makes one.
+    pub async fn create() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let cluster = tokio::task::spawn_blocking(cluster).await.unwrap();
+        let name = format!("test_{}_{}", process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut conn = PgConnection::connect(&cluster.url("postgres")).await.unwrap();
+        let statement = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy");
+        sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&mut conn).await.unwrap();
+        let url = cluster.url(&name);
+        let sql = PgPoolOptions::new().max_connections(4).connect(&url).await.unwrap();
+        Self { name, url, sql }
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The same for sqlx.
+    pub fn connect_options(&self) -> PgConnectOptions {
+        PgConnectOptions::from_str(&self.url).unwrap()
+    }
+
+    /// The folder of the Postgres programs in use.
+    pub fn bin_dir() -> &'static std::path::Path {
+        cluster().bin_dir()
+    }
+}
+
+impl Drop for TestDatabase {
+    fn drop(&mut self) {
+        let (name, admin) = (self.name.clone(), cluster().url("postgres"));
+        let dropped = thread::spawn(move || {
+            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+                let mut conn = PgConnection::connect(&admin).await.unwrap();
+                drop_database(&mut conn, &name).await;
+            });
+        });
+        // A test that fails already keeps its own message.
+        let _ = dropped.join();
+    }
+}

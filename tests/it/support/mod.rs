@@ -1,0 +1,10 @@
+//! What the tests share: one real Postgres for the run, a database of its own for each test, and real services with generated
+//! clients. Nothing is mocked, and no Postgres is a failure.
+
+mod database;
+mod service;
+
+pub use self::{
+    database::TestDatabase,
+    service::{Client, TestService, TestServiceBuilder, error_info, server, violations},
+};
