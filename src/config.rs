@@ -87,7 +87,12 @@ impl DatabaseArgs {
 #[command(next_help_heading = "Listener")]
 pub struct ListenArgs {
     /// Where to listen; port 0 takes a free one
-    #[arg(long, env = "RESOURCE_ALLOCATOR_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS:PORT")]
+    #[arg(
+        long,
+        env = "RESOURCE_ALLOCATOR_LISTEN",
+        default_value = "127.0.0.1:50051",
+        value_name = "ADDRESS:PORT"
+    )]
     pub listen: SocketAddr,
     /// Listen beyond loopback although there is neither TLS nor authentication: whoever reaches the port can do everything
     #[arg(long, env = "RESOURCE_ALLOCATOR_INSECURE_ALLOW_REMOTE", value_name = "BOOL", num_args = 0..=1,

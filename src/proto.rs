@@ -1,6 +1,6 @@
 //! The generated messages, clients and servers of `proto/`, and nothing else.
 
-#![allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+#![allow(missing_docs, clippy::all, clippy::pedantic, clippy::allow_attributes, reason = "generated code")]
 
 /// The package `resourceallocator.v1`.
 pub mod v1 {

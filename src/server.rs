@@ -17,7 +17,8 @@ use crate::{
     proto::{
         FILE_DESCRIPTOR_SET,
         v1::{
-            self, resource_allocator_server::{ResourceAllocatorServer, SERVICE_NAME as ALLOCATOR},
+            self,
+            resource_allocator_server::{ResourceAllocatorServer, SERVICE_NAME as ALLOCATOR},
             server_inventory_server::{SERVICE_NAME as INVENTORY, ServerInventoryServer},
         },
     },
@@ -105,9 +106,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
     let watch_health = tokio::spawn(watch_health(store.clone(), health.clone()));
 
     let routes = Routes::new(health_service)
-        .add_service(
-            ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
-        )
+        .add_service(ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(ServerInventoryServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
@@ -166,9 +165,7 @@ async fn first_look(store: &Store) -> Result<(pools::PoolState, Vec<u8>), StoreE
 }
 
 /// One line for what an operator can meet when a database is migrated.
-///
-/// # Errors
-/// Always: it is the error.
+#[must_use]
 pub fn migration_failed(error: &MigrateError, place: &str) -> anyhow::Error {
     match error {
         MigrateError::VersionMissing(version) => anyhow!(

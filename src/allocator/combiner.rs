@@ -51,7 +51,11 @@ impl Combiner {
         match self.commit_with_retries(&batch).await {
             Ok(answers) => answer(batch, answers),
             Err(error @ StoreError::Unavailable(_)) => {
-                tracing::warn!(requests = batch.len(), error = &error as &dyn std::error::Error, "a batch was not committed");
+                tracing::warn!(
+                    requests = batch.len(),
+                    error = &error as &dyn std::error::Error,
+                    "a batch was not committed"
+                );
                 let error = Error::from(error);
                 for job in batch {
                     let _ = job.reply.send(Err(error.clone()));
@@ -59,13 +63,21 @@ impl Combiner {
             }
             // One bad request never harms its neighbours: each is tried alone.
             Err(error) if batch.len() > 1 => {
-                tracing::warn!(requests = batch.len(), error = &error as &dyn std::error::Error, "a batch was rejected; its requests run one by one");
+                tracing::warn!(
+                    requests = batch.len(),
+                    error = &error as &dyn std::error::Error,
+                    "a batch was rejected; its requests run one by one"
+                );
                 for job in batch {
                     Box::pin(self.process(vec![job])).await;
                 }
             }
             Err(error) => {
-                tracing::error!(request_id = batch.first().map(|job| &job.request_id), error = &error as &dyn std::error::Error, "a request failed");
+                tracing::error!(
+                    request_id = batch.first().map(|job| &job.request_id),
+                    error = &error as &dyn std::error::Error,
+                    "a request failed"
+                );
                 let error = Error::from(error);
                 for job in batch {
                     let _ = job.reply.send(Err(error.clone()));

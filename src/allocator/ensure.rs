@@ -103,7 +103,9 @@ fn effect(
         Decision::Place { server_handle, selected, reserve, ports } => {
             (server_handle, Some(selected), reserve, ports, Outcome::Created)
         }
-        Decision::Extend { server_handle, grow, ports } => (server_handle, None, grow, ports, Outcome::Extended),
+        Decision::Extend { server_handle, grow, ports } => {
+            (server_handle, None, grow, ports, Outcome::Extended)
+        }
     };
     let allocations = give(&mut project, &server_handle, grown, grants, context);
     let server_address = address(fleet, &server_handle);
@@ -202,8 +204,10 @@ pub fn release(
     let mut project = journal.project(&request.project_id);
     let nothing = ReleaseAnswer { server: None, released: Vec::new(), placement_removed: false };
     let Some(placement) = &mut project.placement else { return nothing };
-    let goes = |allocation: &Allocation| request.modules.is_empty() || request.modules.contains(&allocation.module);
-    let (released, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut project.allocations).into_iter().partition(goes);
+    let goes =
+        |allocation: &Allocation| request.modules.is_empty() || request.modules.contains(&allocation.module);
+    let (released, kept): (Vec<_>, Vec<_>) =
+        std::mem::take(&mut project.allocations).into_iter().partition(goes);
     let placement_removed = kept.is_empty();
     if released.is_empty() && !placement_removed {
         return nothing;

@@ -113,7 +113,9 @@ pub async fn write(
         Request::DeleteServer { handle, etag } => {
             return delete(conn, journal, replica, request_id, handle, etag.as_deref()).await.map(Some);
         }
-        Request::SyncServers(request) => return sync(conn, journal, replica, request_id, request).await.map(Some),
+        Request::SyncServers(request) => {
+            return sync(conn, journal, replica, request_id, request).await.map(Some);
+        }
         Request::Housekeep => {
             tell_stale(conn, journal, replica, context).await?;
             return Ok(None);
@@ -188,7 +190,9 @@ async fn sync(
     };
     for action in plan.values() {
         match action {
-            SyncAction::Created(server) | SyncAction::Updated(server, _) | SyncAction::MarkedMissing(server) => {
+            SyncAction::Created(server)
+            | SyncAction::Updated(server, _)
+            | SyncAction::MarkedMissing(server) => {
                 put(conn, journal, replica, request_id, server.clone()).await?;
             }
             SyncAction::Unchanged | SyncAction::Rejected(_) => {}

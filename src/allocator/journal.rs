@@ -100,12 +100,15 @@ impl Journal {
     fn changes(&self) -> Changes {
         let mut changes = Changes::default();
         // In one fixed order, as every set of rows is written (L46).
-        let touched: BTreeSet<_> = self.entries.iter().filter_map(|entry| entry.project_id.as_ref()).collect();
+        let touched: BTreeSet<_> =
+            self.entries.iter().filter_map(|entry| entry.project_id.as_ref()).collect();
         let mut held = BTreeSet::new();
         for id in touched {
             let (before, after) = (self.committed.get(id), self.projects.get(id));
-            let known: BTreeSet<_> =
-                before.iter().flat_map(|project| project.allocations.iter().map(|allocation| allocation.id)).collect();
+            let known: BTreeSet<_> = before
+                .iter()
+                .flat_map(|project| project.allocations.iter().map(|allocation| allocation.id))
+                .collect();
             let placement = |project: Option<&Project>| project.and_then(|project| project.placement.clone());
             match (placement(before), placement(after)) {
                 (None, Some(placement)) => changes.inserted.push(id, &placement),
@@ -113,7 +116,8 @@ impl Journal {
                 (Some(_), None) => changes.deleted.push(id.to_string()),
                 _ => {}
             }
-            let Some((after, placement)) = after.and_then(|after| Some((after, after.placement.as_ref()?))) else {
+            let Some((after, placement)) = after.and_then(|after| Some((after, after.placement.as_ref()?)))
+            else {
                 continue;
             };
             for allocation in &after.allocations {
@@ -127,7 +131,9 @@ impl Journal {
             .committed
             .values()
             .filter_map(|project| Some((project, &project.placement.as_ref()?.server_handle)))
-            .flat_map(|(project, handle)| project.allocations.iter().map(move |a| (handle, a.protocol, a.port)))
+            .flat_map(|(project, handle)| {
+                project.allocations.iter().map(move |a| (handle, a.protocol, a.port))
+            })
             .collect();
         for (id, handle, allocation) in self.given_back().into_values() {
             let port = (handle.clone(), allocation.protocol, allocation.port);
@@ -141,14 +147,17 @@ impl Journal {
     }
 
     /// The ports that were given back at some point, each once.
-    fn given_back(&self) -> BTreeMap<(&ServerHandle, Protocol, Port), (&ProjectId, &ServerHandle, &Allocation)> {
+    fn given_back(
+        &self,
+    ) -> BTreeMap<(&ServerHandle, Protocol, Port), (&ProjectId, &ServerHandle, &Allocation)> {
         let mut given_back = BTreeMap::new();
         for entry in &self.entries {
             if let (Operation::Released(released), Some(id), Some(handle)) =
                 (&entry.operation, &entry.project_id, &entry.server_handle)
             {
                 for allocation in &released.allocations {
-                    given_back.insert((handle, allocation.protocol, allocation.port), (id, handle, allocation));
+                    given_back
+                        .insert((handle, allocation.protocol, allocation.port), (id, handle, allocation));
                 }
             }
         }

@@ -18,13 +18,13 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use self::error::Error;
 use self::{
     combiner::Combiner,
     command::{Answer, EnsureAnswer, Job, Outcome, ProjectView, ReleaseAnswer, Request},
     reader::Reader,
     replica::Replica,
 };
-pub use self::error::Error;
 use crate::{
     domain::{
         Project, ProjectId, ServerHandle,
@@ -63,8 +63,8 @@ pub struct AllocatorOptions {
 impl Default for AllocatorOptions {
     fn default() -> Self {
         Self {
-            usage_max_age: Duration::from_secs(300),
-            port_rest: Duration::from_secs(60),
+            usage_max_age: Duration::from_mins(5),
+            port_rest: Duration::from_mins(1),
             queue_limit: 4096,
             max_batch: 256,
         }
@@ -287,7 +287,11 @@ impl Allocator {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn list_servers(&self, filter: &ServerFilter, page_size: i64) -> Result<Listed<ServerRecord>, Error> {
+    pub async fn list_servers(
+        &self,
+        filter: &ServerFilter,
+        page_size: i64,
+    ) -> Result<Listed<ServerRecord>, Error> {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
         let items = servers::list(&mut snapshot, filter, page_size + 1).await?;

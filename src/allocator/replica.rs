@@ -128,7 +128,11 @@ impl Replica {
         }
         drop(rows);
         fleet.set_sequence(pool.last_sequence);
-        tracing::info!(servers = fleet.len(), sequence = pool.last_sequence, "read the fleet from the tables");
+        tracing::info!(
+            servers = fleet.len(),
+            sequence = pool.last_sequence,
+            "read the fleet from the tables"
+        );
         self.fleet = fleet;
         self.inventory_revision = pool.inventory_revision;
         self.edit_count = pool.edit_count;

@@ -88,15 +88,22 @@ impl Api {
         // Whoever watches after the last page must not miss what happened while the pages were read.
         let sequence = token.map_or(listed.sequence, |token| token.sequence);
         let next_page_token = match listed.items.last() {
-            Some(AllocationRecord { project_id, allocation, .. }) if listed.more => self.tokens.seal(&PageToken {
-                filter: filter_key,
-                after: vec![project_id.to_string(), allocation.module.to_string()],
-                sequence,
-            }),
+            Some(AllocationRecord { project_id, allocation, .. }) if listed.more => {
+                self.tokens.seal(&PageToken {
+                    filter: filter_key,
+                    after: vec![project_id.to_string(), allocation.module.to_string()],
+                    sequence,
+                })
+            }
             _ => String::new(),
         };
         let allocations = listed.items.iter().map(|record| {
-            encode::allocation(&record.project_id, &record.server_handle, &record.server_address, &record.allocation)
+            encode::allocation(
+                &record.project_id,
+                &record.server_handle,
+                &record.server_address,
+                &record.allocation,
+            )
         });
         Ok(v1::ListAllocationsResponse {
             allocations: allocations.collect(),
@@ -121,7 +128,11 @@ impl Api {
             .with("project_id", &id)
         })?;
         let (placement, allocations) = encode::project(&view);
-        Ok(v1::GetPlacementResponse { placement, allocations, resume_token: self.resume_token(view.sequence) })
+        Ok(v1::GetPlacementResponse {
+            placement,
+            allocations,
+            resume_token: self.resume_token(view.sequence),
+        })
     }
 
     pub(super) async fn find(

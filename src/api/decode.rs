@@ -7,7 +7,8 @@ use std::{
 
 use crate::{
     domain::{
-        ModuleName, Port, PortRange, ProjectId, Protocol, ResourceRequest, Resources, ServerHandle, ServerStatus,
+        ModuleName, Port, PortRange, ProjectId, Protocol, ResourceRequest, Resources, ServerHandle,
+        ServerStatus,
         ids::check_name,
         inventory::{ServerPatch, ServerSpec, SyncRequest},
         ports::DEFAULT_START_PORT,
@@ -48,7 +49,8 @@ impl Fields {
     /// Notes a bad field.
     pub fn refuse(&mut self, field: impl Into<String>, description: impl Display) {
         if self.violations.len() < MAX_VIOLATIONS {
-            self.violations.push(FieldViolation { field: field.into(), description: description.to_string() });
+            self.violations
+                .push(FieldViolation { field: field.into(), description: description.to_string() });
         }
     }
 
@@ -190,7 +192,10 @@ fn modules(fields: &mut Fields, specs: Vec<v1::ModuleSpec>) -> Vec<ModuleRequest
 }
 
 /// An ensure, but for `validate_only` and `wait_for_capacity`.
-pub fn ensure(request: v1::EnsureAllocationRequest, default: Strategy) -> Result<EnsureRequest, Vec<FieldViolation>> {
+pub fn ensure(
+    request: v1::EnsureAllocationRequest,
+    default: Strategy,
+) -> Result<EnsureRequest, Vec<FieldViolation>> {
     let mut fields = Fields::default();
     if let Some(wait) = &request.wait_for_capacity
         && (wait.seconds < 0 || wait.nanos < 0 || wait.nanos > 999_999_999)
@@ -392,7 +397,9 @@ fn placeholder() -> ServerHandle {
 }
 
 /// A server to register, and what must still stand.
-pub fn register(request: v1::RegisterServerRequest) -> Result<(ServerSpec, Option<String>), Vec<FieldViolation>> {
+pub fn register(
+    request: v1::RegisterServerRequest,
+) -> Result<(ServerSpec, Option<String>), Vec<FieldViolation>> {
     let mut fields = Fields::default();
     let Some(proto) = request.server else {
         fields.refuse("server", "must be set");
@@ -422,52 +429,56 @@ pub fn update(
     fields.finish(handle.map(|handle| (handle, patch, etag)))
 }
 
-fn patch_field(fields: &mut Fields, patch: &mut ServerPatch, path: &str, proto: &v1::Server) {
+fn patch_field(fields: &mut Fields, patch: &mut ServerPatch, field: &str, given: &v1::Server) {
     let zero = ResourceRequest { cpu_millis: Some(0), ram_mb: Some(0), disk_mb: Some(0) };
-    let whole = |given: ResourceRequest| ResourceRequest {
-        cpu_millis: given.cpu_millis.or(zero.cpu_millis),
-        ram_mb: given.ram_mb.or(zero.ram_mb),
-        disk_mb: given.disk_mb.or(zero.disk_mb),
+    let whole = |amounts: ResourceRequest| ResourceRequest {
+        cpu_millis: amounts.cpu_millis.or(zero.cpu_millis),
+        ram_mb: amounts.ram_mb.or(zero.ram_mb),
+        disk_mb: amounts.disk_mb.or(zero.disk_mb),
     };
-    match path {
+    match field {
         "address" => {
-            address(fields, "server.address", &proto.address);
-            patch.address = Some(proto.address.clone());
+            address(fields, "server.address", &given.address);
+            patch.address = Some(given.address.clone());
         }
         "status" => {
-            patch.status = status(fields, "server.status", proto.status);
-            if proto.status == 0 {
+            patch.status = status(fields, "server.status", given.status);
+            if given.status == 0 {
                 fields.refuse("server.status", "must be set where the mask names it");
             }
         }
-        "managed" => patch.managed = Some(proto.managed.unwrap_or(true)),
-        "labels" => patch.labels = Some(labels(fields, "server.labels", proto.labels.clone())),
-        "capacity" => patch.capacity = whole(resources(fields, "server.capacity", proto.capacity)),
-        "headroom" => patch.headroom = whole(resources(fields, "server.headroom", proto.headroom)),
+        "managed" => patch.managed = Some(given.managed.unwrap_or(true)),
+        "labels" => patch.labels = Some(labels(fields, "server.labels", given.labels.clone())),
+        "capacity" => patch.capacity = whole(resources(fields, "server.capacity", given.capacity)),
+        "headroom" => patch.headroom = whole(resources(fields, "server.headroom", given.headroom)),
         "port_range" => {
-            patch.port_range = Some(match proto.port_range {
+            patch.port_range = Some(match given.port_range {
                 Some(range) => port_range(fields, "server.port_range", range).unwrap_or(PortRange::DEFAULT),
                 None => PortRange::DEFAULT,
             });
         }
         "excluded_ports" => {
-            patch.excluded_ports = Some(excluded_ports(fields, "server.excluded_ports", proto.excluded_ports.clone()));
+            patch.excluded_ports =
+                Some(excluded_ports(fields, "server.excluded_ports", given.excluded_ports.clone()));
         }
         "source" => {
-            source(fields, "server.source", &proto.source);
-            patch.source = Some(proto.source.clone());
+            source(fields, "server.source", &given.source);
+            patch.source = Some(given.source.clone());
         }
         "external_id" => {
-            patch.external_id = Some(external_id(fields, "server.external_id", proto.external_id.clone()));
+            patch.external_id = Some(external_id(fields, "server.external_id", given.external_id.clone()));
         }
-        path => match path.split_once('.') {
+        other => match other.split_once('.') {
             Some(("capacity", amount)) => {
-                patch_amount(fields, &mut patch.capacity, "capacity", amount, proto.capacity);
+                patch_amount(fields, &mut patch.capacity, "capacity", amount, given.capacity);
             }
             Some(("headroom", amount)) => {
-                patch_amount(fields, &mut patch.headroom, "headroom", amount, proto.headroom);
+                patch_amount(fields, &mut patch.headroom, "headroom", amount, given.headroom);
             }
-            _ => fields.refuse("update_mask", format!("`{}` is not a field that can be changed", path.escape_debug())),
+            _ => fields.refuse(
+                "update_mask",
+                format!("`{}` is not a field that can be changed", other.escape_debug()),
+            ),
         },
     }
 }

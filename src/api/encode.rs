@@ -5,8 +5,8 @@ use time::OffsetDateTime;
 use crate::{
     allocator::command::{Outcome, ProjectView},
     domain::{
-        Allocation, Disposition, PortRange, ProjectId, Protocol, ResourceRequest, Resources, Server, ServerHandle,
-        ServerStatus,
+        Allocation, Disposition, PortRange, ProjectId, Protocol, ResourceRequest, Resources, Server,
+        ServerHandle, ServerStatus,
         event::{Event, LogEntry, Operation, ServerChange},
         fleet::ServerState,
         inventory,
@@ -18,7 +18,10 @@ use crate::{
 
 pub(super) fn timestamp(time: OffsetDateTime) -> pbjson_types::Timestamp {
     // Nanoseconds of a second are below 10^9, so that they fit.
-    pbjson_types::Timestamp { seconds: time.unix_timestamp(), nanos: i32::try_from(time.nanosecond()).unwrap_or(0) }
+    pbjson_types::Timestamp {
+        seconds: time.unix_timestamp(),
+        nanos: i32::try_from(time.nanosecond()).unwrap_or(0),
+    }
 }
 
 fn unsigned(amount: i64) -> u64 {
@@ -222,9 +225,11 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
                 free_after: Some(free(selected.free_after)),
             })
         }
-        Event::PortAllocated(ensured, held) => v1::allocation_event::Detail::PortAllocated(v1::PortAllocated {
-            allocation: allocation_of(&ensured.server_address, held),
-        }),
+        Event::PortAllocated(ensured, held) => {
+            v1::allocation_event::Detail::PortAllocated(v1::PortAllocated {
+                allocation: allocation_of(&ensured.server_address, held),
+            })
+        }
         Event::Completed(ensured) => v1::allocation_event::Detail::Completed(v1::Completed {
             outcome: match ensured.selected {
                 Some(_) => v1::EnsureOutcome::Created,

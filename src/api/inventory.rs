@@ -53,10 +53,12 @@ impl Api {
         let page_size = decode::page_size(&mut fields, request.page_size);
         let status = decode::status_filter(&mut fields, request.status);
         if request.label.chars().count() > 512 || request.label.chars().any(char::is_control) {
-            fields.refuse("label", "must be `key=value` or `key`, at most 512 characters, none of them a control character");
+            fields.refuse(
+                "label",
+                "must be `key=value` or `key`, at most 512 characters, none of them a control character",
+            );
         }
-        let filter_key =
-            format!("{:?}", (request.status, request.managed, &request.label, &request.source));
+        let filter_key = format!("{:?}", (request.status, request.managed, &request.label, &request.source));
         let token = page_token(&self.tokens, &mut fields, &request.page_token, &filter_key);
         let (label_key, label_value) = match request.label.split_once('=') {
             _ if request.label.is_empty() => (None, None),
@@ -84,7 +86,10 @@ impl Api {
             }),
             _ => String::new(),
         };
-        Ok(v1::ListServersResponse { servers: listed.items.iter().map(encode::server).collect(), next_page_token })
+        Ok(v1::ListServersResponse {
+            servers: listed.items.iter().map(encode::server).collect(),
+            next_page_token,
+        })
     }
 
     pub(super) async fn update(
@@ -142,11 +147,17 @@ fn synced(plan: SyncPlan) -> v1::SyncServersResponse {
             SyncAction::Created(_) => (&mut response.created, Action::Created, String::new()),
             SyncAction::Updated(_, fields) => (&mut response.updated, Action::Updated, fields.join(", ")),
             SyncAction::Unchanged => (&mut response.unchanged, Action::Unchanged, String::new()),
-            SyncAction::MarkedMissing(_) => (&mut response.marked_missing, Action::MarkedMissing, String::new()),
+            SyncAction::MarkedMissing(_) => {
+                (&mut response.marked_missing, Action::MarkedMissing, String::new())
+            }
             SyncAction::Rejected(why) => (&mut response.rejected, Action::Rejected, why),
         };
         *count += 1;
-        response.results.push(v1::ServerSyncResult { handle: handle.to_string(), action: action.into(), detail });
+        response.results.push(v1::ServerSyncResult {
+            handle: handle.to_string(),
+            action: action.into(),
+            detail,
+        });
     }
     response
 }

@@ -44,7 +44,13 @@ pub struct Api {
 impl Api {
     /// The services over a running allocator. `epoch` is the history that the log is of, `token_key` what signs its tokens.
     #[must_use]
-    pub fn new(allocator: Allocator, hub: Hub, token_key: &[u8], epoch: Uuid, default_strategy: Strategy) -> Self {
+    pub fn new(
+        allocator: Allocator,
+        hub: Hub,
+        token_key: &[u8],
+        epoch: Uuid,
+        default_strategy: Strategy,
+    ) -> Self {
         Self { allocator, hub, tokens: Arc::new(Tokens::new(token_key)), epoch, default_strategy }
     }
 
@@ -60,17 +66,14 @@ impl Api {
     ) -> Result<Response<A>, Status> {
         let request_id = request_id::of(&request);
         let answer = work(self, request.into_inner(), request_id.clone()).await;
-        answer.map(Response::new).map_err(|error| to_status(&error, &request_id, &self.tokens, Some(self.epoch)))
+        answer
+            .map(Response::new)
+            .map_err(|error| to_status(&error, &request_id, &self.tokens, Some(self.epoch)))
     }
 }
 
 /// Where a list goes on: the token of the page before, if it is of the same filters.
-fn page_token(
-    tokens: &Tokens,
-    fields: &mut decode::Fields,
-    token: &str,
-    filter: &str,
-) -> Option<PageToken> {
+fn page_token(tokens: &Tokens, fields: &mut decode::Fields, token: &str, filter: &str) -> Option<PageToken> {
     if token.is_empty() {
         return None;
     }

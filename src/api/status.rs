@@ -102,6 +102,7 @@ impl Answer {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and names are given alike")]
     fn with(mut self, key: &str, value: impl ToString) -> Self {
         self.metadata.insert(key.to_owned(), value.to_string());
         self
@@ -173,7 +174,9 @@ fn allocator(error: &Error) -> Answer {
             Code::ResourceExhausted,
             "OVERLOADED",
             Disposition::Technical,
-            format!("{limit} requests are waiting already, which is the most that this replica takes; try again"),
+            format!(
+                "{limit} requests are waiting already, which is the most that this replica takes; try again"
+            ),
         )
         .with("queue_limit", limit)
         .retry_after(RETRY_SOON),

@@ -46,8 +46,10 @@ impl Api {
         let mut fields = decode::Fields::default();
         let project_id =
             request.project_id.as_ref().and_then(|id| decode::project_id(&mut fields, "project_id", id));
-        let server_handle =
-            request.server_handle.as_ref().and_then(|handle| decode::handle(&mut fields, "server_handle", handle));
+        let server_handle = request
+            .server_handle
+            .as_ref()
+            .and_then(|handle| decode::handle(&mut fields, "server_handle", handle));
         if request.from_beginning && !request.resume_token.is_empty() {
             fields.refuse("from_beginning", "cannot be set together with `resume_token`");
         }

@@ -298,6 +298,7 @@ fn code_name(code: Code) -> &'static str {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "what the service would send is made by hand here")]
 mod tests {
     use super::*;
 

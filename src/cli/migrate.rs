@@ -25,7 +25,7 @@ pub struct MigrateArgs {
 ///
 /// # Errors
 /// What stands in its way, in one line.
-pub fn run(args: MigrateArgs) -> anyhow::Result<()> {
+pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
     telemetry::init(args.log.log_format);
     let (cluster, connect) = database(&args.database)?;
     let place = connect.get_host().to_owned();

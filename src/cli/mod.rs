@@ -149,7 +149,7 @@ impl Command {
             Self::Watch(args) => block_on(watch::watch(args)),
             Self::Servers(args) => block_on(servers::servers(args)),
             Self::Health(args) => block_on(health::health(args)),
-            Self::Migrate(args) => Ok(migrate::run(args)?),
+            Self::Migrate(args) => Ok(migrate::run(&args)?),
             Self::Serve(args) => Ok(serve::run(args)?),
             Self::Completions(args) => completions::completions(&args, tree()),
         }

@@ -62,7 +62,8 @@ pub(super) fn database(args: &DatabaseArgs) -> anyhow::Result<(Option<Cluster>, 
         return Ok((None, url.connect_options()));
     }
     let data_dir = args.data_dir.clone().unwrap_or_else(postgres::default_data_dir);
-    let options = postgres::Options { bin_dir: args.postgres_bin.clone(), ..postgres::Options::new(data_dir) };
+    let options =
+        postgres::Options { bin_dir: args.postgres_bin.clone(), ..postgres::Options::new(data_dir) };
     let cluster = Cluster::start(options)?;
     let url = cluster.url(postgres::DATABASE);
     let connect = PgConnectOptions::from_str(&url).context("the private Postgres has an unusable address")?;

@@ -149,6 +149,7 @@ fn retry_delay(status: &Status) -> Option<Duration> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "what the service would send is made by hand here")]
 mod tests {
     use tonic_types::ErrorDetails;
 

@@ -155,7 +155,10 @@ impl ServerChanged {
         let kinds = [
             (ServerChange::Status, &["status", "managed"][..]),
             (ServerChange::Capacity, &["capacity", "headroom"]),
-            (ServerChange::Updated, &["address", "labels", "port_range", "excluded_ports", "source", "external_id"]),
+            (
+                ServerChange::Updated,
+                &["address", "labels", "port_range", "excluded_ports", "source", "external_id"],
+            ),
         ];
         let changes: Vec<_> = kinds
             .into_iter()
@@ -193,7 +196,9 @@ impl Operation {
             Self::Ensured(ensured) => {
                 let mut events = vec![Event::Requested(&ensured.requested)];
                 events.extend(ensured.selected.map(|selected| Event::ServerSelected(ensured, selected)));
-                events.extend(ensured.allocations.iter().map(|allocation| Event::PortAllocated(ensured, allocation)));
+                events.extend(
+                    ensured.allocations.iter().map(|allocation| Event::PortAllocated(ensured, allocation)),
+                );
                 events.push(Event::Completed(ensured));
                 events
             }

@@ -241,7 +241,9 @@ impl Fleet {
     /// Whether the same refusal of the project was told so short a while ago that it is not told again.
     #[must_use]
     pub fn was_just_refused(&self, project: &ProjectId, reason: Reason, now: OffsetDateTime) -> bool {
-        self.recent_refusals.get(project).is_some_and(|(told, at)| *told == reason && now - *at < REFUSAL_QUIET)
+        self.recent_refusals
+            .get(project)
+            .is_some_and(|(told, at)| *told == reason && now - *at < REFUSAL_QUIET)
     }
 
     /// Folds one operation of the log: the one way in which sums and ports change.

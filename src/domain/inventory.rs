@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Fleet, Reason, Refusal, Resources, Server, ServerHandle, ServerStatus, fleet::ServerState, ports::PortRange,
+    Fleet, Reason, Refusal, Resources, Server, ServerHandle, ServerStatus, fleet::ServerState,
+    ports::PortRange,
 };
 
 /// A server as a request describes it: `None` where the request leaves a field to what stands.
@@ -111,7 +112,11 @@ fn set<T>(field: &mut T, value: Option<T>) {
 ///
 /// # Errors
 /// `ETAG_MISMATCH`.
-pub fn check_etag(etag: Option<&str>, standing: Option<&ServerState>, handle: &ServerHandle) -> Result<(), Refusal> {
+pub fn check_etag(
+    etag: Option<&str>,
+    standing: Option<&ServerState>,
+    handle: &ServerHandle,
+) -> Result<(), Refusal> {
     let Some(etag) = etag else { return Ok(()) };
     if standing.is_some_and(|state| self::etag(state) == etag) {
         return Ok(());
@@ -164,7 +169,9 @@ pub fn check_removable(state: &ServerState) -> Result<(), Refusal> {
     let (handle, placements) = (&state.server.handle, state.placement_count);
     Err(Refusal::new(
         Reason::ServerInUse,
-        format!("server `{handle}` holds {placements} placements; release them first, or set it to MAINTENANCE"),
+        format!(
+            "server `{handle}` holds {placements} placements; release them first, or set it to MAINTENANCE"
+        ),
     )
     .with("server_handle", handle)
     .with("placements", placements))
@@ -231,13 +238,20 @@ pub fn plan_sync(fleet: &Fleet, request: &SyncRequest) -> Result<SyncPlan, Refus
             None => SyncAction::Created(spec.clone().onto(None)),
             Some(server) if server.source != request.source => SyncAction::Rejected(format!(
                 "the handle is that of a server of {}, not of source `{}`",
-                if server.source.is_empty() { "no source".to_owned() } else { format!("source `{}`", server.source) },
+                if server.source.is_empty() {
+                    "no source".to_owned()
+                } else {
+                    format!("source `{}`", server.source)
+                },
                 request.source
             )),
             Some(server) => update(server, spec.clone()),
         };
         if plan.insert(handle.clone(), action).is_some() {
-            plan.insert(handle, SyncAction::Rejected("two entries of the list are this one server".to_owned()));
+            plan.insert(
+                handle,
+                SyncAction::Rejected("two entries of the list are this one server".to_owned()),
+            );
         }
     }
 

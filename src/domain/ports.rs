@@ -203,18 +203,26 @@ impl ServerPorts {
     /// on is ours; it becomes blocked only once it is given back and still listened on (L18).
     pub fn block(&mut self, server: &Server, observed: Option<&Observation>) {
         let excluded = server.excluded_ports.iter().flat_map(|range| range.start.0..=range.end.0);
-        let listened_on = observed.into_iter().flat_map(|observed| observed.listening_ports.iter().map(|port| port.0));
+        let listened_on =
+            observed.into_iter().flat_map(|observed| observed.listening_ports.iter().map(|port| port.0));
         self.blocked = excluded.chain(listened_on).collect();
     }
 
     /// Marks a port as held; it no longer rests.
     pub fn take(&mut self, protocol: Protocol, port: Port) {
         self.held_mut(protocol).insert(port.0);
-        self.resting.retain(|(resting_protocol, resting, _)| (*resting_protocol, *resting) != (protocol, port));
+        self.resting
+            .retain(|(resting_protocol, resting, _)| (*resting_protocol, *resting) != (protocol, port));
     }
 
     /// Marks a port as given back, to rest until `free_after`. Those whose rest ended by `now` are forgotten.
-    pub fn give_back(&mut self, protocol: Protocol, port: Port, free_after: OffsetDateTime, now: OffsetDateTime) {
+    pub fn give_back(
+        &mut self,
+        protocol: Protocol,
+        port: Port,
+        free_after: OffsetDateTime,
+        now: OffsetDateTime,
+    ) {
         self.held_mut(protocol).remove(port.0);
         self.resting.retain(|(_, _, free_after)| *free_after > now);
         if free_after > now {
@@ -229,7 +237,9 @@ impl ServerPorts {
     }
 
     fn rests(&self, protocol: Protocol, port: Port, now: OffsetDateTime) -> bool {
-        self.resting.iter().any(|(p, resting, free_after)| (*p, *resting) == (protocol, port) && *free_after > now)
+        self.resting
+            .iter()
+            .any(|(p, resting, free_after)| (*p, *resting) == (protocol, port) && *free_after > now)
     }
 
     /// A port for each module, in their order: explicit ones as asked, the others the lowest free at or above `start`.
@@ -257,15 +267,20 @@ impl ServerPorts {
         let mut grants = Vec::with_capacity(modules.len());
         for module in modules {
             let protocol = module.protocol.unwrap_or(Protocol::Tcp);
-            let port = match module.port {
-                Some(port) => port,
-                None => {
-                    let port = self.lowest_free(server.port_range, protocol, start, &granted, now).ok_or_else(|| {
-                        PortShortage::Exhausted { module: module.name.clone(), protocol, start, range: server.port_range }
-                    })?;
-                    granted.push((protocol, port));
-                    port
-                }
+            let port = if let Some(port) = module.port {
+                port
+            } else {
+                let exhausted = || PortShortage::Exhausted {
+                    module: module.name.clone(),
+                    protocol,
+                    start,
+                    range: server.port_range,
+                };
+                let port = self
+                    .lowest_free(server.port_range, protocol, start, &granted, now)
+                    .ok_or_else(exhausted)?;
+                granted.push((protocol, port));
+                port
             };
             grants.push(PortGrant { module: module.name.clone(), protocol, port });
         }
@@ -303,7 +318,8 @@ impl ServerPorts {
     ) -> Option<Port> {
         let mut from = start.max(range.start).0;
         let mut lowest_resting = None;
-        while let Some(port) = lowest_outside(from, range.end.0, self.held(protocol), &self.blocked).map(Port) {
+        while let Some(port) = lowest_outside(from, range.end.0, self.held(protocol), &self.blocked).map(Port)
+        {
             if !granted.contains(&(protocol, port)) {
                 if !self.rests(protocol, port, now) {
                     return Some(port);

@@ -151,6 +151,7 @@ impl Refusal {
 
     /// Adds a figure.
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "numbers and names are given alike")]
     pub fn with(mut self, key: impl Into<String>, value: impl ToString) -> Self {
         self.metadata.insert(key.into(), value.to_string());
         self

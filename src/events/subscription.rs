@@ -216,7 +216,9 @@ impl Watcher {
                         self.send(Arc::new(entry)).await?;
                     }
                 }
-                Err(WatchError::Store(error)) if matches!(*error, StoreError::Unavailable(_) | StoreError::Busy(_)) => {
+                Err(WatchError::Store(error))
+                    if matches!(*error, StoreError::Unavailable(_) | StoreError::Busy(_)) =>
+                {
                     tokio::select! {
                         () = self.hub.shutdown.cancelled() => return Err(WatchError::ShuttingDown.into()),
                         () = self.out.closed() => return Err(Ended::HungUp),
@@ -232,7 +234,9 @@ impl Watcher {
     async fn page(&self, target: i64) -> Result<Vec<LogEntry>, WatchError> {
         let mut conn = self.hub.store.acquire().await?;
         let entries = match &self.filter.project_id {
-            Some(id) => events::list_project_after(&mut conn, id.as_str(), self.position, target, PAGE).await?,
+            Some(id) => {
+                events::list_project_after(&mut conn, id.as_str(), self.position, target, PAGE).await?
+            }
             None => events::list_after(&mut conn, self.position, PAGE).await?,
         };
         // Looked at after the page was read: what was dropped before is missing from it.

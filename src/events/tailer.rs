@@ -40,12 +40,8 @@ impl Hub {
     /// Starts the tailer. `committed` changes whenever this replica committed something; the tailer ends with `shutdown`.
     #[must_use]
     pub fn start(store: Store, committed: watch::Receiver<i64>, shutdown: CancellationToken) -> Self {
-        let hub = Self {
-            store,
-            feed: broadcast::Sender::new(FEED),
-            position: watch::Sender::new(None),
-            shutdown,
-        };
+        let hub =
+            Self { store, feed: broadcast::Sender::new(FEED), position: watch::Sender::new(None), shutdown };
         tokio::spawn(tail(hub.clone(), committed));
         hub
     }

@@ -52,13 +52,16 @@ impl From<sqlx::Error> for StoreError {
             | sqlx::Error::Protocol(_) => Self::Unavailable(error),
             sqlx::Error::Database(database) => match sqlstate(database.as_ref()).as_str() {
                 // Connection exceptions; shutdown and crash of the server; too many connections; a standby; a disk that is full.
-                "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "53100" | "25006" | "25P03" => Self::Unavailable(error),
+                "57P01" | "57P02" | "57P03" | "57P05" | "53300" | "53100" | "25006" | "25P03" => {
+                    Self::Unavailable(error)
+                }
                 state if state.starts_with("08") => Self::Unavailable(error),
                 // Lock and statement time limits, deadlock, serialisation.
                 "55P03" | "57014" | "40P01" | "40001" => Self::Busy(error),
-                state if state.starts_with("23") => {
-                    Self::Constraint { constraint: database.constraint().unwrap_or("unnamed").to_owned(), source: error }
-                }
+                state if state.starts_with("23") => Self::Constraint {
+                    constraint: database.constraint().unwrap_or("unnamed").to_owned(),
+                    source: error,
+                },
                 _ => Self::Driver(error),
             },
             _ => Self::Driver(error),

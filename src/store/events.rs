@@ -28,7 +28,11 @@ struct Row {
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn list_after(conn: &mut PgConnection, sequence: i64, limit: i64) -> Result<Vec<LogEntry>, StoreError> {
+pub async fn list_after(
+    conn: &mut PgConnection,
+    sequence: i64,
+    limit: i64,
+) -> Result<Vec<LogEntry>, StoreError> {
     // The operation that `sequence` is in the middle of starts at or before it: the greatest start not after it.
     let rows = sqlx::query_as!(
         Row,
@@ -113,8 +117,9 @@ impl TryFrom<Row> for LogEntry {
 }
 
 fn encode(payload: &impl Serialize, entry: &LogEntry) -> Result<String, StoreError> {
-    serde_json::to_string(payload)
-        .map_err(|error| StoreError::inconsistent("allocation_events", entry.first_sequence.to_string(), error))
+    serde_json::to_string(payload).map_err(|error| {
+        StoreError::inconsistent("allocation_events", entry.first_sequence.to_string(), error)
+    })
 }
 
 /// Appends operations; the schema numbers the log by them, and refuses a gap.

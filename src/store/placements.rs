@@ -94,7 +94,8 @@ impl TryFrom<Row> for ProjectRecord {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
-        let broken = |problem: String| StoreError::inconsistent("placements", row.project_id.clone(), problem);
+        let broken =
+            |problem: String| StoreError::inconsistent("placements", row.project_id.clone(), problem);
         let columns = row.ids.iter().zip(&row.modules).zip(&row.protocols).zip(&row.ports).zip(&row.times);
         let mut allocations = Vec::with_capacity(row.ids.len());
         for ((((id, module), protocol), port), create_time) in columns {
@@ -245,5 +246,9 @@ pub(super) fn check_count(table: &'static str, affected: u64, expected: usize) -
     if usize::try_from(affected) == Ok(expected) {
         return Ok(());
     }
-    Err(StoreError::inconsistent(table, "(set)", format!("{affected} rows were written where {expected} were planned")))
+    Err(StoreError::inconsistent(
+        table,
+        "(set)",
+        format!("{affected} rows were written where {expected} were planned"),
+    ))
 }

@@ -66,5 +66,7 @@ pub async fn find(conn: &mut PgConnection) -> Result<PoolState, StoreError> {
 /// # Errors
 /// [`StoreError::Unavailable`].
 pub async fn find_token_key(conn: &mut PgConnection) -> Result<Vec<u8>, StoreError> {
-    Ok(sqlx::query_scalar!("SELECT token_key FROM pools WHERE pool_id = $1", DEFAULT_POOL).fetch_one(conn).await?)
+    Ok(sqlx::query_scalar!("SELECT token_key FROM pools WHERE pool_id = $1", DEFAULT_POOL)
+        .fetch_one(conn)
+        .await?)
 }

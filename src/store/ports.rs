@@ -51,7 +51,11 @@ pub fn list_all(conn: &mut PgConnection) -> BoxStream<'_, Result<PortRow, StoreE
     Box::pin(rows.map(|row| {
         let row = row?;
         let broken = |problem: &str| {
-            StoreError::inconsistent("port_allocations", format!("{}:{}", row.server_handle, row.port), problem)
+            StoreError::inconsistent(
+                "port_allocations",
+                format!("{}:{}", row.server_handle, row.port),
+                problem,
+            )
         };
         Ok(PortRow {
             server_handle: ServerHandle::parse(&row.server_handle).map_err(|_| broken("server_handle"))?,
@@ -122,10 +126,12 @@ pub async fn list(
     .await?;
     rows.into_iter()
         .map(|row| {
-            let broken = |problem: &str| StoreError::inconsistent("port_allocations", row.id.to_string(), problem);
+            let broken =
+                |problem: &str| StoreError::inconsistent("port_allocations", row.id.to_string(), problem);
             Ok(AllocationRecord {
                 project_id: ProjectId::parse(&row.project_id).map_err(|_| broken("project_id"))?,
-                server_handle: ServerHandle::parse(&row.server_handle).map_err(|_| broken("server_handle"))?,
+                server_handle: ServerHandle::parse(&row.server_handle)
+                    .map_err(|_| broken("server_handle"))?,
                 server_address: row.address,
                 allocation: Allocation {
                     id: row.id,

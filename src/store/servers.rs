@@ -86,7 +86,10 @@ macro_rules! select_servers {
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn find(conn: &mut PgConnection, handle: &ServerHandle) -> Result<Option<ServerRecord>, StoreError> {
+pub async fn find(
+    conn: &mut PgConnection,
+    handle: &ServerHandle,
+) -> Result<Option<ServerRecord>, StoreError> {
     Ok(select_servers!(conn, "WHERE handle = $1", handle.as_str())?.pop())
 }
 
@@ -94,7 +97,10 @@ pub async fn find(conn: &mut PgConnection, handle: &ServerHandle) -> Result<Opti
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn list_changed(conn: &mut PgConnection, after_revision: i64) -> Result<Vec<ServerRecord>, StoreError> {
+pub async fn list_changed(
+    conn: &mut PgConnection,
+    after_revision: i64,
+) -> Result<Vec<ServerRecord>, StoreError> {
     select_servers!(
         conn,
         "WHERE pool_id = $1 AND revision > $2 ORDER BY revision",
@@ -124,7 +130,11 @@ pub struct ServerFilter {
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn list(conn: &mut PgConnection, filter: &ServerFilter, limit: i64) -> Result<Vec<ServerRecord>, StoreError> {
+pub async fn list(
+    conn: &mut PgConnection,
+    filter: &ServerFilter,
+    limit: i64,
+) -> Result<Vec<ServerRecord>, StoreError> {
     select_servers!(
         conn,
         r#"
@@ -238,7 +248,9 @@ pub async fn update_usage(
 /// # Errors
 /// [`StoreError`].
 pub async fn update_usage_stale(conn: &mut PgConnection, handles: &[String]) -> Result<(), StoreError> {
-    sqlx::query!("UPDATE servers SET usage_stale = true WHERE handle = ANY($1)", handles).execute(conn).await?;
+    sqlx::query!("UPDATE servers SET usage_stale = true WHERE handle = ANY($1)", handles)
+        .execute(conn)
+        .await?;
     Ok(())
 }
 

@@ -143,7 +143,8 @@ impl Story<'_> {
     }
 
     fn no_matching_server(&self) -> Refusal {
-        let selector: Vec<_> = self.ask.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let selector: Vec<_> =
+            self.ask.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let selector = selector.join(",");
         Refusal::new(
             Reason::NoMatchingServer,
@@ -174,7 +175,9 @@ impl Story<'_> {
                 found.join(", ")
             ),
         );
-        statuses.into_iter().fold(refusal, |refusal, (status, count)| refusal.with(format!("status.{status}"), count))
+        statuses
+            .into_iter()
+            .fold(refusal, |refusal, (status, count)| refusal.with(format!("status.{status}"), count))
     }
 
     fn request_exceeds_fleet(&self) -> Refusal {
@@ -226,7 +229,9 @@ impl Story<'_> {
         };
         // Where one server has a port and another not, the shortage that the caller can mend is the one to tell.
         let taken = shortages().find_map(|(state, shortage)| match shortage {
-            PortShortage::Taken { module, port, protocol, cause } => Some((state, module, port, protocol, cause)),
+            PortShortage::Taken { module, port, protocol, cause } => {
+                Some((state, module, port, protocol, cause))
+            }
             PortShortage::Exhausted { .. } => None,
         });
         if let Some((state, module, port, protocol, cause)) = taken {

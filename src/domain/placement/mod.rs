@@ -110,7 +110,9 @@ fn place(fleet: &Fleet, request: &EnsureRequest, context: &Context) -> Result<De
         bound: false,
     };
     let chosen = match &request.server_handle {
-        Some(pin) => fleet.get(pin).and_then(|state| fits(state, &ask, context).ok().map(|ports| (state, ports))),
+        Some(pin) => {
+            fleet.get(pin).and_then(|state| fits(state, &ask, context).ok().map(|ports| (state, ports)))
+        }
         None => score::choose(fleet, &ask, request.strategy, context),
     };
     let Some((state, ports)) = chosen else {

@@ -3,7 +3,10 @@
 
 use std::cmp::Reverse;
 
-use super::{Context, filter::{Ask, fits}};
+use super::{
+    Context,
+    filter::{Ask, fits},
+};
 use crate::domain::{
     Fleet, Resources, ServerHandle, fleet::ServerState, ports::PortGrant, request::Strategy,
 };

@@ -34,7 +34,10 @@ fn cluster() -> &'static Cluster {
             tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
                 let mut conn = PgConnection::connect(&admin).await.unwrap();
                 drop_leftovers(&mut conn).await;
-                sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {TEMPLATE}"))).execute(&mut conn).await.unwrap();
+                sqlx::query(sqlx::AssertSqlSafe(format!("CREATE DATABASE {TEMPLATE}")))
+                    .execute(&mut conn)
+                    .await
+                    .unwrap();
                 let mut conn = PgConnection::connect(&template).await.unwrap();
                 MIGRATOR.run(&mut conn).await.unwrap();
             });
@@ -53,9 +56,14 @@ fn start_cluster() -> Cluster {
         let folder = std::env::temp_dir().join(format!("resource-allocator-tests-{user}-{run}"));
         let mut options = Options::new(folder);
         options.bin_dir = std::env::var_os("RESOURCE_ALLOCATOR_POSTGRES_BIN").map(Into::into);
-        options.settings = [("fsync", "off"), ("synchronous_commit", "off"), ("full_page_writes", "off"), ("max_connections", "500")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .to_vec();
+        options.settings = [
+            ("fsync", "off"),
+            ("synchronous_commit", "off"),
+            ("full_page_writes", "off"),
+            ("max_connections", "500"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec();
         match Cluster::start(options) {
             Ok(cluster) => return cluster,
             Err(refusal) => refusals.push(refusal.to_string()),
@@ -65,12 +73,13 @@ fn start_cluster() -> Cluster {
 }
 
 async fn drop_leftovers(conn: &mut PgConnection) {
-    let leftovers: Vec<String> =
-        sqlx::query_scalar("SELECT datname::text FROM pg_database WHERE datname LIKE 'test\\_%' OR datname = $1")
-            .bind(TEMPLATE)
-            .fetch_all(&mut *conn)
-            .await
-            .unwrap();
+    let leftovers: Vec<String> = sqlx::query_scalar(
+        "SELECT datname::text FROM pg_database WHERE datname LIKE 'test\\_%' OR datname = $1",
+    )
+    .bind(TEMPLATE)
+    .fetch_all(&mut *conn)
+    .await
+    .unwrap();
     for name in leftovers {
         drop_database(conn, &name).await;
     }

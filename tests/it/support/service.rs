@@ -6,7 +6,8 @@ use resource_allocator::{
     allocator::AllocatorOptions,
     domain::request::Strategy,
     proto::v1::{
-        self, resource_allocator_client::ResourceAllocatorClient, server_inventory_client::ServerInventoryClient,
+        self, resource_allocator_client::ResourceAllocatorClient,
+        server_inventory_client::ServerInventoryClient,
     },
     server::{self, RunningServer, ServerOptions},
     shutdown::Shutdown,
@@ -154,5 +155,9 @@ pub fn error_info(status: &Status) -> (String, HashMap<String, String>) {
 /// The paths of the bad fields of a refusal.
 pub fn violations(status: &Status) -> Vec<String> {
     let details = status.get_details_bad_request();
-    details.into_iter().flat_map(|details| details.field_violations).map(|violation| violation.field).collect()
+    details
+        .into_iter()
+        .flat_map(|details| details.field_violations)
+        .map(|violation| violation.field)
+        .collect()
 }
