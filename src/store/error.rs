@@ -36,6 +36,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// A row that cannot be read.
+    #[expect(clippy::needless_pass_by_value, reason = "errors and words are given alike")]
     pub(super) fn inconsistent(table: &'static str, row: impl Into<String>, problem: impl ToString) -> Self {
         Self::Inconsistent { table, row: row.into(), problem: problem.to_string() }
     }

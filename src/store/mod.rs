@@ -97,6 +97,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when no connection can be had.
+    #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
     pub async fn begin_write(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
         Ok(self.pool.begin_with(BEGIN_WRITE).await?)
     }
@@ -105,6 +106,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when no connection can be had.
+    #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
     pub async fn begin_snapshot(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
         Ok(self.pool.begin_with(BEGIN_SNAPSHOT).await?)
     }
