@@ -1,6 +1,6 @@
 //! The use cases. This layer owns the transactions: it folds the log, asks the pure engine, writes, and appends the events.
 //!
-//! Writes go through the [`combiner`], reads of single projects through the [`reader`]; other reads are one snapshot each.
+//! Writes go through the `combiner`, reads of single projects through the `reader`; other reads are one snapshot each.
 
 pub mod combiner;
 pub mod command;
