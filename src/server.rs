@@ -11,7 +11,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     allocator::{Allocator, AllocatorOptions},
-    api::{Api, request_id::RequestIdLayer},
+    api::{Api, request_id::RequestIdLayer, transport_errors::TransportErrorsLayer},
     domain::request::Strategy,
     events::Hub,
     proto::{
@@ -29,6 +29,8 @@ use crate::{
 /// How often health looks at the database, and how long the database may take to answer.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the last transaction may take once every connection is closed, or had its time.
+const LAST_COMMIT: Duration = Duration::from_secs(3);
 /// A sync of ten thousand servers with all their labels fits; nothing else comes near.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// How often an idle connection is asked whether its client is there, and how long the client may take to answer.
@@ -116,6 +118,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(RequestIdLayer)
+        .layer(TransportErrorsLayer)
         .add_routes(routes);
     let soft = shutdown.soft.clone();
     let task = tokio::spawn(async move {
@@ -131,7 +134,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         let serve = serving.serve_with_incoming_shutdown(incoming, stop);
         drain(serve, &shutdown, options.drain_timeout).await?;
         // The last handle of the allocator went with the server; what waited in its queue is committed.
-        if tokio::time::timeout(options.drain_timeout, combiner).await.is_err() {
+        if tokio::time::timeout(LAST_COMMIT, combiner).await.is_err() {
             tracing::warn!("requests were still waiting when the time to stop was over");
         }
         let _ = tokio::time::timeout(HEALTH_TIMEOUT, store.close()).await;

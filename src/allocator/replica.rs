@@ -92,6 +92,8 @@ impl Replica {
             }
         }
         self.read_changed_servers(conn, pool.inventory_revision).await?;
+        // The newest change may have been of a server that is gone by now.
+        self.inventory_revision = self.inventory_revision.max(pool.inventory_revision);
         Ok(())
     }
 

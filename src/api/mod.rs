@@ -9,6 +9,7 @@ mod inventory;
 pub mod request_id;
 mod status;
 pub mod token;
+pub mod transport_errors;
 mod watch;
 
 use std::sync::Arc;

@@ -112,11 +112,26 @@ impl Answer {
         self.retry_after = Some(delay);
         self
     }
+
+    #[expect(clippy::disallowed_methods, reason = "the one place where a status is made")]
+    fn into_status(self, request_id: &str) -> Status {
+        tracing::info!(code = ?self.code, reason = self.reason, message = self.message, "refused");
+        let mut metadata = self.metadata;
+        metadata.insert("disposition".to_owned(), self.disposition.as_str().to_owned());
+        metadata.insert("request_id".to_owned(), request_id.to_owned());
+        let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, metadata);
+        if let Some(delay) = self.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        for violation in self.violations {
+            details.add_bad_request_violation(violation.field, violation.description);
+        }
+        Status::with_error_details(self.code, self.message, details)
+    }
 }
 
 /// The status of an error. Tokens that it carries are sealed with `tokens`; `epoch` is the history that they are of.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "the one place where a status is made")]
 pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Option<uuid::Uuid>) -> Status {
     let answer = match error {
         ApiError::Invalid(violations) => invalid(violations),
@@ -130,18 +145,28 @@ pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Opt
         )
         .with("field", field),
     };
-    let mut metadata = answer.metadata;
-    metadata.insert("disposition".to_owned(), answer.disposition.as_str().to_owned());
-    metadata.insert("request_id".to_owned(), request_id.to_owned());
-    let mut details = ErrorDetails::with_error_info(answer.reason, DOMAIN, metadata);
-    if let Some(delay) = answer.retry_after {
-        details.set_retry_info(Some(delay));
+    answer.into_status(request_id)
+}
+
+/// The status of what the transport refused without a reason; none for what has details, or is not the transport's.
+#[must_use]
+pub fn of_transport(refused: &Status, request_id: &str) -> Option<Status> {
+    if !refused.details().is_empty() {
+        return None;
     }
-    for violation in answer.violations {
-        details.add_bad_request_violation(violation.field, violation.description);
-    }
-    tracing::info!(code = ?answer.code, reason = answer.reason, message = answer.message, "refused");
-    Status::with_error_details(answer.code, answer.message, details)
+    let (code, reason, disposition) = match refused.code() {
+        Code::Unimplemented => (Code::Unimplemented, "NOT_IMPLEMENTED", Disposition::Caller),
+        Code::OutOfRange | Code::ResourceExhausted => (refused.code(), "INVALID_REQUEST", Disposition::Caller),
+        // No handler of ours answers without details: this is a message that could not be read.
+        Code::Internal | Code::Unknown => (Code::InvalidArgument, "INVALID_REQUEST", Disposition::Caller),
+        Code::Cancelled | Code::DeadlineExceeded => (refused.code(), "DEADLINE_PASSED", Disposition::Technical),
+        _ => return None,
+    };
+    let message = match refused.message() {
+        "" => "the service does not offer this method; reflection lists those that it does",
+        message => message,
+    };
+    Some(Answer::new(code, reason, disposition, message).into_status(request_id))
 }
 
 fn invalid(violations: &[FieldViolation]) -> Answer {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sqlx::{PgConnection, postgres::types::PgRange, types::Json};
 use time::OffsetDateTime;
 
-use super::{StoreError, pools::DEFAULT_POOL};
+use super::{StoreError, placements::check_count, pools::DEFAULT_POOL};
 use crate::domain::{
     Port, PortRange, Resources, Server, ServerHandle, ServerStatus,
     fleet::{ServerRow, ServerState},
@@ -222,25 +222,38 @@ pub async fn update_usage(
     conn: &mut PgConnection,
     reports: &BTreeMap<ServerHandle, Observation>,
 ) -> Result<(), StoreError> {
-    for (handle, report) in reports {
-        let ports: Vec<i32> = report.listening_ports.iter().map(|port| i32::from(port.get())).collect();
-        sqlx::query!(
-            r#"
-            UPDATE servers SET observed_cpu_millis = $2, observed_ram_mb = $3, observed_disk_mb = $4, observed_ports = $5,
-                observe_time = $6, usage_stale = false
-            WHERE handle = $1
-            "#,
-            handle.as_str(),
-            report.cpu_millis,
-            report.ram_mb,
-            report.disk_mb,
-            &ports,
-            report.observe_time
-        )
-        .execute(&mut *conn)
-        .await?;
-    }
-    Ok(())
+    let handles: Vec<String> = reports.keys().map(ToString::to_string).collect();
+    let cpu_millis: Vec<Option<i64>> = reports.values().map(|report| report.cpu_millis).collect();
+    let ram_mb: Vec<Option<i64>> = reports.values().map(|report| report.ram_mb).collect();
+    let disk_mb: Vec<Option<i64>> = reports.values().map(|report| report.disk_mb).collect();
+    // Arrays of arrays must be rectangular, so each server's ports go as the text of an array.
+    let ports: Vec<String> = reports
+        .values()
+        .map(|report| {
+            let ports: Vec<String> = report.listening_ports.iter().map(ToString::to_string).collect();
+            format!("{{{}}}", ports.join(","))
+        })
+        .collect();
+    let times: Vec<OffsetDateTime> = reports.values().map(|report| report.observe_time).collect();
+    let updated = sqlx::query!(
+        r#"
+        UPDATE servers s SET observed_cpu_millis = n.cpu_millis, observed_ram_mb = n.ram_mb, observed_disk_mb = n.disk_mb,
+            observed_ports = n.ports::integer[], observe_time = n.observe_time, usage_stale = false
+        FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::timestamptz[])
+            AS n (handle, cpu_millis, ram_mb, disk_mb, ports, observe_time)
+        WHERE s.handle = n.handle
+        "#,
+        &handles,
+        &cpu_millis as &[Option<i64>],
+        &ram_mb as &[Option<i64>],
+        &disk_mb as &[Option<i64>],
+        &ports,
+        &times
+    )
+    .execute(conn)
+    .await?
+    .rows_affected();
+    check_count("servers", updated, reports.len())
 }
 
 /// Notes that the log has told of a server's report being too old.
