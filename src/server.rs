@@ -8,10 +8,11 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::util::MapResponseLayer;
 
 use crate::{
     allocator::{Allocator, AllocatorOptions},
-    api::{Api, request_id::RequestIdLayer, transport_errors::TransportErrorsLayer},
+    api::{Api, request_id::RequestIdLayer, transport_errors::with_reason},
     domain::request::Strategy,
     events::Hub,
     proto::{
@@ -117,8 +118,8 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(MapResponseLayer::new(with_reason))
         .layer(RequestIdLayer)
-        .layer(TransportErrorsLayer)
         .add_routes(routes);
     let soft = shutdown.soft.clone();
     let task = tokio::spawn(async move {

@@ -156,10 +156,14 @@ pub fn of_transport(refused: &Status, request_id: &str) -> Option<Status> {
     }
     let (code, reason, disposition) = match refused.code() {
         Code::Unimplemented => (Code::Unimplemented, "NOT_IMPLEMENTED", Disposition::Caller),
-        Code::OutOfRange | Code::ResourceExhausted => (refused.code(), "INVALID_REQUEST", Disposition::Caller),
+        Code::OutOfRange | Code::ResourceExhausted => {
+            (refused.code(), "INVALID_REQUEST", Disposition::Caller)
+        }
         // No handler of ours answers without details: this is a message that could not be read.
         Code::Internal | Code::Unknown => (Code::InvalidArgument, "INVALID_REQUEST", Disposition::Caller),
-        Code::Cancelled | Code::DeadlineExceeded => (refused.code(), "DEADLINE_PASSED", Disposition::Technical),
+        Code::Cancelled | Code::DeadlineExceeded => {
+            (refused.code(), "DEADLINE_PASSED", Disposition::Technical)
+        }
         _ => return None,
     };
     let message = match refused.message() {

@@ -1,0 +1,104 @@
+//! The requests of `ResourceAllocator`.
+
+use super::{
+    FieldViolation, Fields,
+    fields::{MAX_MODULES, enumeration, handle, labels, modules, port, project_id, resources},
+};
+use crate::{
+    domain::{
+        ModuleName, Port,
+        ports::DEFAULT_START_PORT,
+        request::{EnsureRequest, FindRequest, ReleaseRequest, Strategy},
+    },
+    proto::v1,
+};
+
+fn strategy(fields: &mut Fields, value: i32, default: Strategy) -> Strategy {
+    match enumeration(fields, "strategy", value) {
+        Some(v1::PlacementStrategy::Spread) => Strategy::Spread,
+        Some(v1::PlacementStrategy::Binpack) => Strategy::Binpack,
+        Some(v1::PlacementStrategy::Unspecified) | None => default,
+    }
+}
+
+fn start_port(fields: &mut Fields, start: Option<u32>) -> Port {
+    start.and_then(|start| port(fields, "start_port".to_owned(), start)).unwrap_or(DEFAULT_START_PORT)
+}
+
+/// An ensure, but for `validate_only` and `wait_for_capacity`.
+pub fn ensure(
+    request: v1::EnsureAllocationRequest,
+    default: Strategy,
+) -> Result<EnsureRequest, Vec<FieldViolation>> {
+    let mut fields = Fields::default();
+    if let Some(wait) = &request.wait_for_capacity
+        && (wait.seconds < 0 || wait.nanos < 0 || wait.nanos > 999_999_999)
+    {
+        fields.refuse("wait_for_capacity", "must be a duration that is not negative");
+    }
+    let id = project_id(&mut fields, "project_id", &request.project_id);
+    let modules = modules(&mut fields, request.modules);
+    let resources = resources(&mut fields, "resources", request.resources);
+    let pin = request.server_handle.and_then(|pin| handle(&mut fields, "server_handle", &pin));
+    let selector = labels(&mut fields, "server_selector", request.server_selector);
+    let start_port = start_port(&mut fields, request.start_port);
+    let strategy = strategy(&mut fields, request.strategy, default);
+    let request = id.map(|project_id| EnsureRequest {
+        project_id,
+        modules,
+        resources,
+        server_handle: pin,
+        selector,
+        start_port,
+        strategy,
+    });
+    fields.finish(request)
+}
+
+/// A release.
+pub fn release(request: &v1::ReleaseAllocationRequest) -> Result<ReleaseRequest, Vec<FieldViolation>> {
+    let mut fields = Fields::default();
+    let id = project_id(&mut fields, "project_id", &request.project_id);
+    if request.modules.len() > MAX_MODULES {
+        fields.refuse("modules", format!("must be at most {MAX_MODULES}"));
+    }
+    let names = request.modules.iter().take(MAX_MODULES).enumerate();
+    let modules: Vec<_> =
+        names.filter_map(|(i, name)| fields.take(format!("modules[{i}]"), ModuleName::parse(name))).collect();
+    let request = id.map(|project_id| ReleaseRequest { project_id, modules });
+    fields.finish(request)
+}
+
+/// A search.
+pub fn find(request: v1::FindServerRequest, default: Strategy) -> Result<FindRequest, Vec<FieldViolation>> {
+    let mut fields = Fields::default();
+    let max_candidates = match request.max_candidates {
+        0 => 1,
+        count @ 1..=100 => count,
+        _ => {
+            fields.refuse("max_candidates", "must be 1 to 100, or 0 for the default of 1");
+            1
+        }
+    };
+    let request = FindRequest {
+        resources: resources(&mut fields, "resources", request.resources),
+        selector: labels(&mut fields, "server_selector", request.server_selector),
+        modules: modules(&mut fields, request.modules),
+        start_port: start_port(&mut fields, request.start_port),
+        strategy: strategy(&mut fields, request.strategy, default),
+        max_candidates: usize::try_from(max_candidates).unwrap_or(1),
+    };
+    fields.finish(Some(request))
+}
+
+/// A page size: 0 is the default of 100, more than 1000 is 1000 (AIP-158).
+pub fn page_size(fields: &mut Fields, size: i32) -> i64 {
+    match size {
+        ..0 => {
+            fields.refuse("page_size", "must not be negative");
+            0
+        }
+        0 => 100,
+        size => i64::from(size.min(1000)),
+    }
+}

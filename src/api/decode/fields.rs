@@ -1,0 +1,135 @@
+//! What several requests have: names, ports, amounts, labels, modules.
+
+use std::collections::BTreeMap;
+
+use super::Fields;
+use crate::{
+    domain::{
+        ModuleName, Port, ProjectId, Protocol, ResourceRequest, ServerHandle,
+        ids::check_name,
+        request::ModuleRequest,
+        resources::{MAX_CPU_MILLIS, MAX_MB},
+    },
+    proto::v1,
+};
+
+/// The most modules of a request.
+pub(super) const MAX_MODULES: usize = 64;
+/// The most labels of a server or a selector.
+const MAX_LABELS: usize = 64;
+
+/// A project's id.
+pub fn project_id(fields: &mut Fields, field: &str, id: &str) -> Option<ProjectId> {
+    fields.take(field, ProjectId::parse(id))
+}
+
+/// A server's handle.
+pub fn handle(fields: &mut Fields, field: &str, handle: &str) -> Option<ServerHandle> {
+    fields.take(field, ServerHandle::parse(handle))
+}
+
+pub(super) fn port(fields: &mut Fields, field: String, port: u32) -> Option<Port> {
+    fields.take(field, Port::try_from(port))
+}
+
+/// A value of an enum, none where it is unspecified.
+pub(super) fn enumeration<E: TryFrom<i32>>(
+    fields: &mut Fields,
+    field: impl Into<String>,
+    value: i32,
+) -> Option<E> {
+    let known = E::try_from(value);
+    if known.is_err() {
+        fields.refuse(field, format!("{value} is none of its values"));
+    }
+    known.ok()
+}
+
+fn protocol(fields: &mut Fields, field: String, value: i32) -> Option<Protocol> {
+    match enumeration(fields, field, value)? {
+        v1::Protocol::Unspecified => None,
+        v1::Protocol::Tcp => Some(Protocol::Tcp),
+        v1::Protocol::Udp => Some(Protocol::Udp),
+    }
+}
+
+/// Amounts that may each be left out.
+pub(super) fn resources(fields: &mut Fields, field: &str, amounts: Option<v1::Resources>) -> ResourceRequest {
+    let amounts = amounts.unwrap_or_default();
+    ResourceRequest {
+        cpu_millis: cpu_millis(fields, field, amounts.cpu_millis),
+        ram_mb: megabytes(fields, &format!("{field}.ram_mb"), amounts.ram_mb),
+        disk_mb: megabytes(fields, &format!("{field}.disk_mb"), amounts.disk_mb),
+    }
+}
+
+pub(super) fn cpu_millis(fields: &mut Fields, field: &str, amount: Option<u32>) -> Option<i64> {
+    let amount = amount?;
+    if amount > MAX_CPU_MILLIS {
+        fields.refuse(format!("{field}.cpu_millis"), format!("must be at most {MAX_CPU_MILLIS}"));
+    }
+    Some(i64::from(amount))
+}
+
+pub(super) fn megabytes(fields: &mut Fields, field: &str, amount: Option<u64>) -> Option<i64> {
+    let amount = amount?;
+    if amount > MAX_MB {
+        fields.refuse(field, format!("must be at most {MAX_MB}"));
+    }
+    i64::try_from(amount).ok()
+}
+
+/// Labels, of a server or of a selector.
+pub(super) fn labels(
+    fields: &mut Fields,
+    field: &str,
+    labels: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    if labels.len() > MAX_LABELS {
+        fields.refuse(field, format!("must be at most {MAX_LABELS} labels"));
+    }
+    for (key, value) in labels.iter().take(MAX_LABELS) {
+        if let Err(error) = check_name(key, 63, "._/-") {
+            fields.refuse(format!("{field}[{}]", key.escape_debug()), format!("the key {error}"));
+        }
+        if value.chars().count() > 255 || value.chars().any(char::is_control) {
+            let problem = "the value must be at most 255 characters, none of them a control character";
+            fields.refuse(format!("{field}[{}]", key.escape_debug()), problem);
+        }
+    }
+    labels
+}
+
+/// Modules: identical duplicates collapse, contradictory ones are refused (L8).
+pub(super) fn modules(fields: &mut Fields, specs: Vec<v1::ModuleSpec>) -> Vec<ModuleRequest> {
+    if specs.len() > MAX_MODULES {
+        fields.refuse("modules", format!("must be at most {MAX_MODULES}"));
+        return Vec::new();
+    }
+    let mut modules: Vec<ModuleRequest> = Vec::with_capacity(specs.len());
+    let mut ports: BTreeMap<(Protocol, Port), usize> = BTreeMap::new();
+    for (index, spec) in specs.into_iter().enumerate() {
+        let path = format!("modules[{index}]");
+        let name = fields.take(format!("{path}.name"), ModuleName::parse(&spec.name));
+        let port = spec.port.and_then(|number| port(fields, format!("{path}.port"), number));
+        let protocol = protocol(fields, format!("{path}.protocol"), spec.protocol);
+        let Some(name) = name else { continue };
+        let module = ModuleRequest { name, port, protocol };
+        match modules.iter().find(|known| known.name == module.name) {
+            Some(known) if *known == module => continue,
+            Some(_) => {
+                fields.refuse(path, format!("names `{}` again with another port or protocol", module.name));
+                continue;
+            }
+            None => {}
+        }
+        if let Some(port) = module.port {
+            let key = (module.protocol.unwrap_or(Protocol::Tcp), port);
+            if let Some(first) = ports.insert(key, index) {
+                fields.refuse(format!("{path}.port"), format!("is asked for by modules[{first}] already"));
+            }
+        }
+        modules.push(module);
+    }
+    modules
+}
