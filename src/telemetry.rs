@@ -6,12 +6,14 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 
 use crate::config::LogFormat;
 
+/// What is written where `RUST_LOG` does not say: not that a table which sqlx makes if there is none is there.
+const DEFAULT_LEVELS: &str = "info,sqlx::postgres::notice=warn";
 /// Lines of this target are written whatever `RUST_LOG` says: whoever starts the service waits for them.
 pub const READY: &str = "resource_allocator::ready";
 
 /// Starts the log. A second call does nothing, so that tests may start several services.
 pub fn init(format: Option<LogFormat>) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LEVELS));
     let filter = match format!("{READY}=info").parse() {
         Ok(directive) => filter.add_directive(directive),
         Err(_) => filter,
