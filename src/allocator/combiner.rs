@@ -24,6 +24,9 @@ use crate::{
 /// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
 const BUSY_TRIES: u32 = 3;
 
+/// The database cannot be reached, which is the answer for everyone who waits.
+struct Unavailable(Error);
+
 /// The combiner's parts.
 pub struct Combiner {
     pub(super) store: Store,
@@ -41,13 +44,19 @@ impl Combiner {
         while self.queue.recv_many(&mut waiting, self.options.max_batch).await > 0 {
             // A caller that hung up need not cost a transaction.
             let batch: Vec<Job> = waiting.drain(..).filter(|job| !job.reply.is_closed()).collect();
-            if !batch.is_empty() {
-                self.process(batch).await;
+            if batch.is_empty() {
+                continue;
+            }
+            if let Err(Unavailable(error)) = self.process(batch).await {
+                // Whoever waited meanwhile would only wait as long again for the same answer.
+                while let Ok(job) = self.queue.try_recv() {
+                    let _ = job.reply.send(Err(error.clone()));
+                }
             }
         }
     }
 
-    async fn process(&self, batch: Vec<Job>) {
+    async fn process(&self, batch: Vec<Job>) -> Result<(), Unavailable> {
         match self.commit_with_retries(&batch).await {
             Ok(answers) => answer(batch, answers),
             Err(error @ StoreError::Unavailable(_)) => {
@@ -60,6 +69,7 @@ impl Combiner {
                 for job in batch {
                     let _ = job.reply.send(Err(error.clone()));
                 }
+                return Err(Unavailable(error));
             }
             // One bad request never harms its neighbours: each is tried alone.
             Err(error) if batch.len() > 1 => {
@@ -69,7 +79,7 @@ impl Combiner {
                     "a batch was rejected; its requests run one by one"
                 );
                 for job in batch {
-                    Box::pin(self.process(vec![job])).await;
+                    Box::pin(self.process(vec![job])).await?;
                 }
             }
             Err(error) => {
@@ -84,6 +94,7 @@ impl Combiner {
                 }
             }
         }
+        Ok(())
     }
 
     async fn commit_with_retries(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {

@@ -61,6 +61,10 @@ async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Send
             }
             Err(error) => {
                 let error = Arc::new(error);
+                // Whoever waited meanwhile would only wait as long again for the same answer.
+                while let Ok(waited) = waiting.try_recv() {
+                    batch.push(waited);
+                }
                 for (_, reply) in batch.drain(..) {
                     let _ = reply.send(Err(Error::Store(Arc::clone(&error))));
                 }
