@@ -15,7 +15,10 @@ CREATE TABLE servers (
     -- What to return to when the source lists a missing server again.
     status_before_missing server_status,
     managed               boolean       NOT NULL DEFAULT true,
-    labels                jsonb         NOT NULL DEFAULT '{}' CONSTRAINT servers_labels_object CHECK (jsonb_typeof(labels) = 'object'),
+    -- Values are text, as requests select by them; a number typed by hand would keep every replica from reading its servers.
+    labels                jsonb         NOT NULL DEFAULT '{}'
+        CONSTRAINT servers_labels_valid CHECK (jsonb_typeof(labels) = 'object'
+            AND NOT jsonb_path_exists(labels, 'strict $.* ? (@.type() <> "string")', silent => true)),
     capacity_cpu_millis   bigint        NOT NULL DEFAULT 0,
     capacity_ram_mb       bigint        NOT NULL DEFAULT 0,
     capacity_disk_mb      bigint        NOT NULL DEFAULT 0,
@@ -52,9 +55,14 @@ CREATE TABLE servers (
         AND headroom_ram_mb BETWEEN 0 AND 1000000000000 AND headroom_disk_mb BETWEEN 0 AND 1000000000000),
     CONSTRAINT servers_reserved_not_negative CHECK (reserved_cpu_millis >= 0 AND reserved_ram_mb >= 0
         AND reserved_disk_mb >= 0 AND placement_count >= 0),
-    CONSTRAINT servers_observed_not_negative CHECK (observed_cpu_millis >= 0 AND observed_ram_mb >= 0 AND observed_disk_mb >= 0),
+    CONSTRAINT servers_observed_valid CHECK (observed_cpu_millis BETWEEN 0 AND 1000000000
+        AND observed_ram_mb BETWEEN 0 AND 1000000000000 AND observed_disk_mb BETWEEN 0 AND 1000000000000),
+    CONSTRAINT servers_observed_ports_valid CHECK (1 <= ALL (observed_ports) AND 65535 >= ALL (observed_ports)
+        AND array_position(observed_ports, NULL) IS NULL),
     CONSTRAINT servers_port_range_valid CHECK (1 <= port_range_start AND port_range_start <= port_range_end
         AND port_range_end <= 65535),
+    CONSTRAINT servers_excluded_ports_valid CHECK (int4range(1, 65536) @> ALL (excluded_ports)
+        AND 'empty' <> ALL (excluded_ports) AND array_position(excluded_ports, NULL) IS NULL),
     CONSTRAINT servers_external_id_present CHECK (external_id <> '')
 )
 -- The sums change with every placement: room on the page keeps those updates off the indexes.

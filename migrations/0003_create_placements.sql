@@ -84,9 +84,11 @@ BEGIN
                 SELECT server_handle, -1, -reserved_cpu_millis, -reserved_ram_mb, -reserved_disk_mb FROM removed)
                AS moved (server_handle, n, cpu, ram, disk)
           GROUP BY server_handle) AS change (handle, n, cpu, ram, disk);
-    IF EXISTS (SELECT FROM added JOIN port_allocations p ON p.project_id = added.project_id
-               WHERE p.server_handle <> added.server_handle) THEN
-        RAISE EXCEPTION 'a project cannot leave its ports behind on another server'
+    -- By what the rows were: one whose project was renamed must not leave its ports to nobody either.
+    IF EXISTS (SELECT FROM removed JOIN port_allocations p ON p.project_id = removed.project_id
+               LEFT JOIN placements now ON now.project_id = p.project_id
+               WHERE now.server_handle IS DISTINCT FROM p.server_handle) THEN
+        RAISE EXCEPTION 'a project cannot leave its ports behind'
             USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'port_allocations_on_placed_server';
     END IF;
     RETURN NULL;
