@@ -43,7 +43,7 @@ CREATE TABLE servers (
     excluded_ports        int4range[]   NOT NULL DEFAULT '{}',
     source                text          NOT NULL DEFAULT '',
     external_id           text,
-    -- Counts changes of what operators and sources set: the server's etag.
+    -- Counts changes of what operators and sources set: the server's etag. Starts at the server's first revision.
     generation            bigint        NOT NULL DEFAULT 1,
     -- The pool's inventory_revision of the last change other than of the sums.
     revision              bigint        NOT NULL DEFAULT 0,
@@ -106,7 +106,6 @@ BEGIN
         NEW.reserved_ram_mb := 0;
         NEW.reserved_disk_mb := 0;
         NEW.placement_count := 0;
-        NEW.generation := 1;
     ELSIF (NEW.address, NEW.managed, NEW.labels, NEW.capacity_cpu_millis, NEW.capacity_ram_mb, NEW.capacity_disk_mb,
            NEW.headroom_cpu_millis, NEW.headroom_ram_mb, NEW.headroom_disk_mb, NEW.port_range_start, NEW.port_range_end,
            NEW.excluded_ports, NEW.source, NEW.external_id)
@@ -123,6 +122,10 @@ BEGIN
     END IF;
     UPDATE pools SET inventory_revision = inventory_revision + 1 WHERE pool_id = NEW.pool_id
         RETURNING inventory_revision INTO NEW.revision;
+    IF TG_OP = 'INSERT' THEN
+        -- Greater than that of any server that had the handle before: an etag of it must not fit this one (L37).
+        NEW.generation := NEW.revision;
+    END IF;
     RETURN NEW;
 END $$;
 
