@@ -40,7 +40,11 @@ impl ServerSpec {
     pub fn onto(self, standing: Option<&Server>) -> Server {
         Server {
             status: self.status.or(standing.map(|server| server.status)).unwrap_or(ServerStatus::Ready),
-            status_before_missing: None,
+            // A status that is left to what stands keeps what it is to return to.
+            status_before_missing: match self.status {
+                None => standing.and_then(|server| server.status_before_missing),
+                Some(_) => None,
+            },
             managed: self.managed.or(standing.map(|server| server.managed)).unwrap_or(true),
             handle: self.handle,
             address: self.address,
@@ -286,6 +290,7 @@ fn update(standing: &Server, spec: ServerSpec) -> SyncAction {
     // Listed again: back to what it was before it went missing, unless the source itself says what it is.
     if standing.status == ServerStatus::Missing && status.is_none() {
         server.status = standing.status_before_missing.unwrap_or(ServerStatus::Discovered);
+        server.status_before_missing = None;
     }
     match standing.changed_fields(&server) {
         fields if fields.is_empty() => SyncAction::Unchanged,
