@@ -63,7 +63,11 @@ CREATE TABLE servers (
         AND port_range_end <= 65535),
     CONSTRAINT servers_excluded_ports_valid CHECK (int4range(1, 65536) @> ALL (excluded_ports)
         AND 'empty' <> ALL (excluded_ports) AND array_position(excluded_ports, NULL) IS NULL),
-    CONSTRAINT servers_external_id_present CHECK (external_id <> '')
+    CONSTRAINT servers_external_id_present CHECK (external_id <> ''),
+    -- What the service can read: neither infinity nor a year of five digits.
+    CONSTRAINT servers_times_valid CHECK (create_time BETWEEN '0001-01-01 00:00+00' AND '9999-01-01 00:00+00'
+        AND update_time BETWEEN '0001-01-01 00:00+00' AND '9999-01-01 00:00+00'
+        AND observe_time BETWEEN '0001-01-01 00:00+00' AND '9999-01-01 00:00+00')
 )
 -- The sums change with every placement: room on the page keeps those updates off the indexes.
 WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02);

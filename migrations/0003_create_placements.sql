@@ -14,7 +14,9 @@ CREATE TABLE placements (
     revision            bigint           NOT NULL,
     create_time         timestamptz      NOT NULL DEFAULT clock_timestamp(),
     update_time         timestamptz      NOT NULL DEFAULT clock_timestamp(),
-    CONSTRAINT placements_reserved_not_negative CHECK (reserved_cpu_millis >= 0 AND reserved_ram_mb >= 0 AND reserved_disk_mb >= 0)
+    CONSTRAINT placements_reserved_not_negative CHECK (reserved_cpu_millis >= 0 AND reserved_ram_mb >= 0 AND reserved_disk_mb >= 0),
+    CONSTRAINT placements_times_valid CHECK (create_time BETWEEN '0001-01-01 00:00+00' AND '9999-01-01 00:00+00'
+        AND update_time BETWEEN '0001-01-01 00:00+00' AND '9999-01-01 00:00+00')
 )
 WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02);
 
@@ -37,7 +39,10 @@ CREATE TABLE port_allocations (
     CONSTRAINT port_allocations_module_unique UNIQUE (project_id, module),
     CONSTRAINT port_allocations_held_or_resting CHECK (
         (project_id IS NOT NULL AND module IS NOT NULL AND free_after IS NULL)
-        OR (project_id IS NULL AND module IS NULL AND free_after IS NOT NULL))
+        OR (project_id IS NULL AND module IS NULL AND free_after IS NOT NULL)),
+    -- A port that is to rest for good rests until 9999: the service cannot read infinity.
+    CONSTRAINT port_allocations_times_valid CHECK (create_time BETWEEN '0001-01-01 00:00+00' AND '9999-01-01 00:00+00'
+        AND free_after BETWEEN '0001-01-01 00:00+00' AND '9999-01-01 00:00+00')
 )
 WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.02);
 

@@ -6,7 +6,8 @@ CREATE TABLE allocation_events (
     pool_id        smallint         NOT NULL DEFAULT 1,
     first_sequence bigint           NOT NULL,
     last_sequence  bigint           NOT NULL,
-    event_time     timestamptz      NOT NULL,
+    event_time     timestamptz      NOT NULL
+        CONSTRAINT allocation_events_time_valid CHECK (event_time BETWEEN '0001-01-01 00:00+00' AND '9999-01-01 00:00+00'),
     kind           operation_kind   NOT NULL,
     project_id     text COLLATE "C",
     server_handle  text COLLATE "C",
