@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         Fleet,
-        event::{Operation, ServerChanged},
+        event::{Operation, ServerChange, ServerChanged},
     },
     store::{StoreError, events, pools::PoolState, ports, servers},
 };
@@ -60,10 +60,13 @@ impl Replica {
     }
 
     fn must_reload(&self, pool: &PoolState) -> bool {
-        self.epoch != Some(pool.epoch)
-            || self.edit_count != pool.edit_count
-            || self.fleet.sequence() < pool.compacted_sequence
-            || self.fleet.sequence() > pool.last_sequence
+        !self.can_fold(pool) || self.edit_count != pool.edit_count
+    }
+
+    /// Whether the log leads from the fleet to where `pool` stands.
+    fn can_fold(&self, pool: &PoolState) -> bool {
+        self.epoch == Some(pool.epoch)
+            && (pool.compacted_sequence..=pool.last_sequence).contains(&self.fleet.sequence())
     }
 
     /// Brings the fleet to where `pool` stands. `conn` must see that state: either it holds the pool's row, or its
@@ -75,6 +78,14 @@ impl Replica {
         if self.must_reload(pool) {
             return self.reload(conn, pool).await;
         }
+        self.fold(conn, pool).await?;
+        self.read_changed_servers(conn, pool.inventory_revision).await?;
+        // The newest change may have been of a server that is gone by now.
+        self.inventory_revision = self.inventory_revision.max(pool.inventory_revision);
+        Ok(())
+    }
+
+    async fn fold(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
         while self.fleet.sequence() < pool.last_sequence {
             let entries = events::list_after(conn, self.fleet.sequence(), FOLD_PAGE).await?;
             if entries.is_empty() {
@@ -91,9 +102,6 @@ impl Replica {
                 }
             }
         }
-        self.read_changed_servers(conn, pool.inventory_revision).await?;
-        // The newest change may have been of a server that is gone by now.
-        self.inventory_revision = self.inventory_revision.max(pool.inventory_revision);
         Ok(())
     }
 
@@ -112,13 +120,31 @@ impl Replica {
         let records = servers::list_changed(conn, self.inventory_revision).await?;
         for record in &records {
             self.inventory_revision = self.inventory_revision.max(record.row.revision);
-            self.unlogged.extend(self.fleet.take_row(record.row.clone()));
+            let changed = self.fleet.take_row(record.row.clone());
+            self.note_unlogged(changed);
         }
         Ok(records)
     }
 
+    fn note_unlogged(&mut self, changed: impl IntoIterator<Item = ServerChanged>) {
+        for changed in changed {
+            let handle = &changed.server.handle;
+            if !is_removal(&changed) {
+                // The server is back. To tell of its removal now would take what it holds by now out of every fleet.
+                self.unlogged.retain(|earlier| earlier.server.handle != *handle || !is_removal(earlier));
+            }
+            self.unlogged.push(changed);
+        }
+    }
+
     async fn reload(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
-        self.forget();
+        // What the tables hold beyond what the log leads to was changed by hand, and the log does not know.
+        let known = self.can_fold(pool);
+        if known {
+            self.fold(conn, pool).await?;
+        } else {
+            self.unlogged.clear();
+        }
         let mut fleet = Fleet::default();
         for record in servers::list_changed(conn, -1).await? {
             fleet.load_row(record.row);
@@ -135,11 +161,31 @@ impl Replica {
             sequence = pool.last_sequence,
             "read the fleet from the tables"
         );
-        self.fleet = fleet;
+        let before = std::mem::replace(&mut self.fleet, fleet);
+        if known {
+            self.note_unlogged(server_changes(&before, &self.fleet));
+        }
         self.inventory_revision = pool.inventory_revision;
         self.edit_count = pool.edit_count;
-        self.unlogged.clear();
         self.epoch = Some(pool.epoch);
         Ok(())
     }
+}
+
+fn is_removal(changed: &ServerChanged) -> bool {
+    changed.changes.contains(&ServerChange::Removed)
+}
+
+/// What changed of the servers from one fleet to the next, ordered by handle.
+fn server_changes(before: &Fleet, after: &Fleet) -> Vec<ServerChanged> {
+    let removed = before.iter().filter(|state| after.get(&state.server.handle).is_none());
+    let mut changes: Vec<_> = removed
+        .map(|state| ServerChanged { changes: vec![ServerChange::Removed], server: state.server.clone() })
+        .collect();
+    changes.extend(after.iter().filter_map(|state| {
+        let before = before.get(&state.server.handle).map(|state| &state.server);
+        ServerChanged::between(before, &state.server)
+    }));
+    changes.sort_by(|a, b| a.server.handle.cmp(&b.server.handle));
+    changes
 }
