@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, codegen::http::HeaderMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
@@ -148,9 +148,11 @@ pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Opt
     answer.into_status(request_id)
 }
 
-/// The status of what the transport refused without a reason; none for what has details, or is not the transport's.
+/// The status of what the transport refused without a reason, by the headers of its answer; none for an answer that is no error,
+/// has details, or is not the transport's.
 #[must_use]
-pub fn of_transport(refused: &Status, request_id: &str) -> Option<Status> {
+pub fn of_transport(headers: &HeaderMap, request_id: &str) -> Option<Status> {
+    let refused = Status::from_header_map(headers)?;
     if !refused.details().is_empty() {
         return None;
     }

@@ -1,7 +1,7 @@
 //! Reasons for what the transport refuses before a handler sees it: a method that there is not, a message that is too large or
 //! none, a deadline that passed. Every refusal has its reason, also the transport's (L44).
 
-use tonic::{Status, body::Body, codegen::http::Response};
+use tonic::{body::Body, codegen::http::Response};
 
 use super::{request_id, status};
 
@@ -10,8 +10,7 @@ use super::{request_id, status};
 #[must_use]
 pub fn with_reason(mut response: Response<Body>) -> Response<Body> {
     let id = response.headers().get(request_id::HEADER).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    let refused = Status::from_header_map(response.headers());
-    if let Some(typed) = refused.and_then(|refused| status::of_transport(&refused, id)) {
+    if let Some(typed) = status::of_transport(response.headers(), id) {
         // Details are bytes, and bytes always make a header.
         let _ = typed.add_header(response.headers_mut());
     }
