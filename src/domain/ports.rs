@@ -333,3 +333,6 @@ impl ServerPorts {
         lowest_resting
     }
 }
+
+#[cfg(test)]
+mod tests;

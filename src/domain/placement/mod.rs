@@ -6,6 +6,8 @@
 mod explain;
 pub mod filter;
 pub mod score;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
