@@ -221,3 +221,6 @@ impl Operation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -301,3 +301,6 @@ impl Fleet {
         self.recent_refusals.insert(project, (reason, at));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -312,3 +312,6 @@ fn sync_refused(request: &SyncRequest, missing: usize, known: usize) -> Refusal 
     .with("would_be_missing", missing)
     .with("known", known)
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,8 @@ pub mod refusal;
 pub mod request;
 pub mod resources;
 pub mod server;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use allocation::{Allocation, Placement, Project};
 pub use fleet::Fleet;

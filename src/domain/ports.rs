@@ -259,7 +259,8 @@ impl ServerPorts {
         for module in modules {
             let Some(port) = module.port else { continue };
             let protocol = module.protocol.unwrap_or(Protocol::Tcp);
-            if let Some(cause) = self.why_taken(server, observed, protocol, port) {
+            let twice = granted.contains(&(protocol, port)).then_some(TakenCause::Allocated);
+            if let Some(cause) = self.why_taken(server, observed, protocol, port).or(twice) {
                 return Err(PortShortage::Taken { module: module.name.clone(), port, protocol, cause });
             }
             granted.push((protocol, port));
@@ -332,3 +333,6 @@ impl ServerPorts {
         lowest_resting
     }
 }
+
+#[cfg(test)]
+mod tests;

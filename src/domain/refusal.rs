@@ -169,3 +169,94 @@ impl Refusal {
         self
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::v1::ErrorReason;
+
+    /// The contract's table, and what `error_reason.proto` adds to it for the inventory.
+    const CONTRACT: [(Reason, &str, Disposition); 16] = [
+        (Reason::ServerNotFound, "SERVER_NOT_FOUND", Disposition::Caller),
+        (Reason::ProjectNotFound, "PROJECT_NOT_FOUND", Disposition::Caller),
+        (Reason::NoServers, "NO_SERVERS", Disposition::Operator),
+        (Reason::NoAdmissibleServer, "NO_ADMISSIBLE_SERVER", Disposition::Operator),
+        (Reason::RequestExceedsFleet, "REQUEST_EXCEEDS_FLEET", Disposition::Operator),
+        (Reason::NoMatchingServer, "NO_MATCHING_SERVER", Disposition::Caller),
+        (Reason::PlacedElsewhere, "PLACED_ELSEWHERE", Disposition::Caller),
+        (Reason::BoundServerNotAdmissible, "BOUND_SERVER_NOT_ADMISSIBLE", Disposition::Operator),
+        (Reason::InsufficientCapacity, "INSUFFICIENT_CAPACITY", Disposition::Wait),
+        (Reason::PortsExhausted, "PORTS_EXHAUSTED", Disposition::Operator),
+        (Reason::PortTaken, "PORT_TAKEN", Disposition::Caller),
+        (Reason::UsageStale, "USAGE_STALE", Disposition::Technical),
+        (Reason::EtagMismatch, "ETAG_MISMATCH", Disposition::Caller),
+        (Reason::ServerInUse, "SERVER_IN_USE", Disposition::Caller),
+        (Reason::SyncRefused, "SYNC_REFUSED", Disposition::Operator),
+        (Reason::ExternalIdTaken, "EXTERNAL_ID_TAKEN", Disposition::Caller),
+    ];
+
+    /// What `error_reason.proto` says of each reason: its name, and the line that begins with its code.
+    fn documented() -> BTreeMap<&'static str, &'static str> {
+        let proto = include_str!("../../proto/resourceallocator/v1/error_reason.proto");
+        let mut documented = BTreeMap::new();
+        let mut line_of_code = "";
+        for line in proto.lines().map(str::trim) {
+            if let Some(value) = line.strip_prefix("ERROR_REASON_") {
+                documented.insert(value.split(' ').next().unwrap(), std::mem::take(&mut line_of_code));
+            } else if line.starts_with("//") && line_of_code.is_empty() {
+                line_of_code = line.trim_start_matches(['/', ' ']);
+            }
+        }
+        documented
+    }
+
+    #[test]
+    fn every_reason_has_the_name_and_the_disposition_that_callers_were_promised_l10() {
+        let documented = documented();
+        for (reason, name, disposition) in CONTRACT {
+            assert_eq!((reason.as_str(), reason.disposition()), (name, disposition));
+            assert!(
+                ErrorReason::from_str_name(&format!("ERROR_REASON_{name}")).is_some(),
+                "{name} is not in the proto"
+            );
+            let says = documented[name].split('.').next().unwrap();
+            let second = says.split(", ").nth(1);
+            assert_eq!(second, Some(disposition.as_str()), "{name}: {says}");
+        }
+    }
+
+    #[test]
+    fn a_reason_is_stored_under_its_name() {
+        for (reason, name, disposition) in CONTRACT {
+            assert_eq!(serde_json::to_value(reason).unwrap(), name);
+            assert_eq!(serde_json::from_value::<Reason>(name.into()).unwrap(), reason);
+            assert_eq!(serde_json::to_value(disposition).unwrap(), disposition.as_str());
+        }
+    }
+
+    #[test]
+    fn a_retry_is_advised_where_the_contract_says_so_and_never_where_someone_must_act() {
+        let documented = documented();
+        for (reason, name, disposition) in CONTRACT {
+            if documented[name].contains("with RetryInfo") {
+                assert!(reason.retry_after().is_some(), "{name}");
+            }
+            if matches!(disposition, Disposition::Caller | Disposition::Operator) {
+                assert_eq!(reason.retry_after(), None, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn figures_are_told_under_their_prefix() {
+        let short = Resources { cpu_millis: 0, ram_mb: 7, disk_mb: -1 };
+        let refusal = Refusal::new(Reason::NoServers, "none")
+            .with_resources("all", short, false)
+            .with_resources("some", short, true);
+        let figures: Vec<_> = refusal.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let expected =
+            ["all.cpu_millis=0", "all.disk_mb=-1", "all.ram_mb=7", "some.disk_mb=-1", "some.ram_mb=7"];
+        assert_eq!(figures, expected);
+        assert_eq!(refusal.to_string(), "none");
+    }
+}

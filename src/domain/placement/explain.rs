@@ -90,9 +90,13 @@ pub(super) fn refuse(fleet: &Fleet, ask: &Ask<'_>, pin: Option<&ServerHandle>, c
     let Some(furthest) = counts.keys().next_back().copied() else {
         return Refusal::new(
             Reason::NoServers,
-            "no server is registered, so nothing can be placed; register one with `RegisterServer`",
+            format!(
+                "asked for {}, and no server is registered; register one with `RegisterServer`",
+                ask.resources
+            ),
         )
-        .with("servers", 0);
+        .with("servers", 0)
+        .with_resources("asked", ask.resources, false);
     };
     let reached: Vec<_> = excluded.iter().filter(|(_, exclusion)| exclusion.stage() == furthest).collect();
     let story = Story { ask, pin, servers: excluded.len(), reached: &reached };
@@ -105,7 +109,7 @@ pub(super) fn refuse(fleet: &Fleet, ask: &Ask<'_>, pin: Option<&ServerHandle>, c
         Stage::Ports => story.ports(),
     }
     .with("servers", excluded.len())
-    .with_resources("asked", ask.resources, false);
+    .with_resources("asked", if furthest == Stage::Size { ask.whole } else { ask.resources }, false);
     if let Some(pin) = pin {
         refusal = refusal.with("server_handle", pin);
     }
@@ -166,10 +170,15 @@ impl Story<'_> {
             *statuses.entry(found).or_default() += 1;
         }
         let found: Vec<_> = statuses.iter().map(|(status, count)| format!("{count} {status}")).collect();
+        // Whether the unmanaged ones could hold it was not asked.
+        let of = match self.reached.first() {
+            Some((_, Exclusion::Status(_))) => "of those that could hold it, ",
+            _ => "",
+        };
         let refusal = Refusal::new(
             Reason::NoAdmissibleServer,
             format!(
-                "asked for {}, and nothing in {} admits work: of those that could hold it, {}; make a server READY and managed, or register one",
+                "asked for {}, and nothing in {} admits work: {of}{}; make a server READY and managed, or register one",
                 self.ask.resources,
                 self.fleet(),
                 found.join(", ")

@@ -6,6 +6,8 @@
 mod explain;
 pub mod filter;
 pub mod score;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -154,17 +156,21 @@ fn extend(
                 if module.port.is_some_and(|port| port != held.port)
                     || module.protocol.is_some_and(|protocol| protocol != held.protocol) =>
             {
+                let port = module.port.unwrap_or(held.port);
+                let protocol = module.protocol.unwrap_or(held.protocol);
                 return Err(Refusal::new(
                     Reason::PlacedElsewhere,
                     format!(
-                        "module `{}` of project `{}` holds port {}/{} on `{bound}`, not the one that was asked for; leave `port` and `protocol` out, or release the module first",
+                        "asked for port {port}/{protocol} for module `{}` of project `{}`, which holds {}/{} on `{bound}`; leave `port` and `protocol` out, or release the module first",
                         module.name, project.id, held.port, held.protocol
                     ),
                 )
                 .with("server_handle", bound)
                 .with("module", &module.name)
                 .with("port", held.port)
-                .with("protocol", held.protocol));
+                .with("protocol", held.protocol)
+                .with("pinned.port", port)
+                .with("pinned.protocol", protocol));
             }
             Some(_) => {}
         }

@@ -1,0 +1,315 @@
+//! What operations expand to, and how they are stored.
+
+use serde::de::DeserializeOwned;
+use time::Duration;
+use uuid::Uuid;
+
+use super::*;
+use crate::domain::{
+    Protocol, ServerStatus,
+    testing::{Ledger, NOW, a_module, a_server, an_ensure, ledger::Committed, module, port, ram, range},
+};
+
+fn requested() -> Requested {
+    let request = an_ensure("shop").with(a_module("api").at(8080).over(Protocol::Udp)).module("web").ram(0);
+    Requested { modules: request.modules, resources: request.resources }
+}
+
+fn allocation(name: &str, number: u32) -> Allocation {
+    Allocation {
+        id: Uuid::from_u128(u128::from(number)),
+        module: module(name),
+        protocol: Protocol::Tcp,
+        port: port(number),
+        create_time: NOW + Duration::microseconds(123_456),
+    }
+}
+
+fn ensured(selected: bool, ports: u32) -> Ensured {
+    let free_before = Resources { cpu_millis: 8000, ram_mb: 16384, disk_mb: 102_400 };
+    let free_after = free_before - ram(512);
+    Ensured {
+        requested: requested(),
+        selected: selected.then_some(Selected { strategy: Strategy::Binpack, free_before, free_after }),
+        server_address: "10.0.0.1".to_owned(),
+        grown: ram(512),
+        allocations: (0..ports).map(|n| allocation(&format!("m{n}"), 8000 + n)).collect(),
+        allocation_count: ports + 1,
+    }
+}
+
+fn refused() -> Refused {
+    Refused {
+        requested: requested(),
+        reason: Reason::InsufficientCapacity,
+        disposition: Disposition::Wait,
+        message: "no room".to_owned(),
+        metadata: BTreeMap::from([("asked.ram_mb".to_owned(), "0".to_owned())]),
+    }
+}
+
+fn released(returned: Option<Resources>) -> Released {
+    Released {
+        server_address: "10.0.0.1".to_owned(),
+        allocations: vec![allocation("api", 8000)],
+        returned,
+        free_after: NOW + Duration::seconds(60),
+    }
+}
+
+fn changed(changes: Vec<ServerChange>) -> ServerChanged {
+    let server =
+        a_server("web-1").label("region", "eu").excluding(8000, 8001).listed_by("cloud", Some("i-1"));
+    ServerChanged { changes, server: server.status(ServerStatus::Maintenance).server }
+}
+
+/// An operation of each kind and shape.
+fn operations() -> Vec<Operation> {
+    let mut operations: Vec<_> = [(true, 1), (true, 3), (true, 0), (false, 0), (false, 2), (true, 64)]
+        .into_iter()
+        .map(|(selected, ports)| Operation::Ensured(ensured(selected, ports)))
+        .collect();
+    operations.push(Operation::Refused(refused()));
+    operations.push(Operation::Released(released(None)));
+    operations.push(Operation::Released(released(Some(ram(512)))));
+    operations.push(Operation::ServerChanged(changed(vec![ServerChange::Registered])));
+    operations.push(Operation::ServerChanged(changed(vec![ServerChange::Status, ServerChange::Capacity])));
+    operations
+}
+
+#[test]
+fn an_operation_spans_as_many_numbers_as_it_has_events() {
+    for operation in operations() {
+        let events = i64::try_from(operation.events().len()).unwrap();
+        assert_eq!(operation.event_count(), events, "{operation:?}");
+        let entry = LogEntry {
+            first_sequence: 41,
+            event_time: NOW,
+            project_id: None,
+            server_handle: None,
+            request_id: String::new(),
+            operation,
+        };
+        assert_eq!(entry.last_sequence(), 40 + events);
+    }
+}
+
+#[test]
+fn the_numbers_of_a_log_have_no_gap() {
+    let mut ledger = Ledger::of(&[a_server("web-1"), a_server("web-2")]);
+    ledger.ensure(&an_ensure("shop").module("a").module("b")).unwrap();
+    ledger.ensure(&an_ensure("shop").module("c").ram(1024)).unwrap();
+    ledger.ensure(&an_ensure("wiki").ram(99_999)).unwrap_err();
+    ledger.release("shop", &["a"]);
+    ledger.release("shop", &[]);
+    let mut next = 1;
+    for committed in &ledger.log {
+        let Committed::Entry(entry) = committed else { continue };
+        assert_eq!(entry.first_sequence, next);
+        next = entry.last_sequence() + 1;
+    }
+    assert_eq!(next, ledger.fleet.sequence() + 1);
+}
+
+#[test]
+fn the_events_of_a_placement_tell_it_in_its_order() {
+    let operation = Operation::Ensured(ensured(true, 2));
+    let Operation::Ensured(told) = &operation else { unreachable!() };
+    let expected = [
+        Event::Requested(&told.requested),
+        Event::ServerSelected(told, told.selected.unwrap()),
+        Event::PortAllocated(told, &told.allocations[0]),
+        Event::PortAllocated(told, &told.allocations[1]),
+        Event::Completed(told),
+    ];
+    assert_eq!(operation.events(), expected);
+}
+
+#[test]
+fn the_other_operations_tell_what_was_done() {
+    let operation = Operation::Ensured(ensured(false, 1));
+    assert!(matches!(
+        &operation.events()[..],
+        [Event::Requested(_), Event::PortAllocated(..), Event::Completed(_)]
+    ));
+    let operation = Operation::Refused(refused());
+    assert!(matches!(&operation.events()[..], [Event::Requested(_), Event::Failed(_)]));
+    let operation = Operation::Released(released(None));
+    assert!(matches!(&operation.events()[..], [Event::Released(_)]));
+    let operation = Operation::ServerChanged(changed(vec![ServerChange::Removed]));
+    assert!(matches!(&operation.events()[..], [Event::ServerChanged(_)]));
+}
+
+fn assert_stored<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(payload: &T) {
+    let json = serde_json::to_value(payload).unwrap();
+    assert_eq!(&serde_json::from_value::<T>(json).unwrap(), payload);
+}
+
+#[test]
+fn every_operation_is_read_as_it_was_written() {
+    for operation in operations() {
+        match &operation {
+            Operation::Ensured(ensured) => assert_stored(ensured),
+            Operation::Refused(refused) => assert_stored(refused),
+            Operation::Released(released) => assert_stored(released),
+            Operation::ServerChanged(changed) => assert_stored(changed),
+        }
+    }
+}
+
+#[test]
+fn a_malformed_payload_is_not_read() {
+    let json = serde_json::to_string(&ensured(true, 1)).unwrap();
+    for (found, instead) in
+        [(r#""port":8000"#, r#""port":0"#), (r#""module":"m0""#, r#""module":"-""#), ("binpack", "heaviest")]
+    {
+        assert!(json.contains(found), "{json}");
+        assert!(serde_json::from_str::<Ensured>(&json.replace(found, instead)).is_err());
+    }
+}
+
+#[test]
+fn what_changed_of_a_server_is_told_by_kind() {
+    let before = a_server("web-1").server;
+    let kinds = |after: &Server| ServerChanged::between(Some(&before), after).map(|changed| changed.changes);
+    assert_eq!(ServerChanged::between(None, &before).unwrap().changes, [ServerChange::Registered]);
+    assert_eq!(kinds(&before), None);
+    for (after, kind) in [
+        (a_server("web-1").status(ServerStatus::Error), ServerChange::Status),
+        (a_server("web-1").unmanaged(), ServerChange::Status),
+        (a_server("web-1").ram(1), ServerChange::Capacity),
+        (a_server("web-1").headroom(ram(1)), ServerChange::Capacity),
+        (a_server("web-1").address("10.0.0.2"), ServerChange::Updated),
+        (a_server("web-1").label("a", "b"), ServerChange::Updated),
+        (a_server("web-1").port_range(1, 2), ServerChange::Updated),
+        (a_server("web-1").excluding(1, 2), ServerChange::Updated),
+        (a_server("web-1").listed_by("cloud", None), ServerChange::Updated),
+        (a_server("web-1").listed_by("", Some("i-1")), ServerChange::Updated),
+    ] {
+        assert_eq!(kinds(&after.server), Some(vec![kind]));
+    }
+    let all = a_server("web-1").unmanaged().ram(1).address("10.0.0.2").server;
+    assert_eq!(kinds(&all).unwrap(), [ServerChange::Status, ServerChange::Capacity, ServerChange::Updated]);
+    assert_eq!(ServerChanged::between(Some(&before), &all).unwrap().server, all);
+    assert_eq!(before.port_range, range(1024, 32767));
+}
+
+// What is stored must be read by releases to come: a change of these is a change of the format of the log.
+
+#[test]
+fn the_stored_form_of_an_ensured_is_as_it_was() {
+    insta::assert_snapshot!(serde_json::to_string_pretty(&ensured(true, 1)).unwrap(), @r#"
+        {
+          "requested": {
+            "modules": [
+              {
+                "name": "api",
+                "port": 8080,
+                "protocol": "udp"
+              },
+              {
+                "name": "web"
+              }
+            ],
+            "resources": {
+              "ram_mb": 0
+            }
+          },
+          "selected": {
+            "strategy": "binpack",
+            "free_before": {
+              "cpu_millis": 8000,
+              "ram_mb": 16384,
+              "disk_mb": 102400
+            },
+            "free_after": {
+              "cpu_millis": 8000,
+              "ram_mb": 15872,
+              "disk_mb": 102400
+            }
+          },
+          "server_address": "10.0.0.1",
+          "grown": {
+            "cpu_millis": 0,
+            "ram_mb": 512,
+            "disk_mb": 0
+          },
+          "allocations": [
+            {
+              "id": "00000000-0000-0000-0000-000000001f40",
+              "module": "m0",
+              "protocol": "tcp",
+              "port": 8000,
+              "create_time": 1772625600123456
+            }
+          ],
+          "allocation_count": 2
+        }
+        "#);
+}
+
+#[test]
+fn the_stored_form_of_a_released_is_as_it_was() {
+    insta::assert_snapshot!(serde_json::to_string_pretty(&released(Some(ram(512)))).unwrap(), @r#"
+        {
+          "server_address": "10.0.0.1",
+          "allocations": [
+            {
+              "id": "00000000-0000-0000-0000-000000001f40",
+              "module": "api",
+              "protocol": "tcp",
+              "port": 8000,
+              "create_time": 1772625600123456
+            }
+          ],
+          "returned": {
+            "cpu_millis": 0,
+            "ram_mb": 512,
+            "disk_mb": 0
+          },
+          "free_after": 1772625660000000
+        }
+        "#);
+}
+
+#[test]
+fn the_stored_form_of_a_server_changed_is_as_it_was() {
+    insta::assert_snapshot!(serde_json::to_string_pretty(&changed(vec![ServerChange::UsageStale])).unwrap(), @r#"
+        {
+          "changes": [
+            "usage_stale"
+          ],
+          "server": {
+            "handle": "web-1",
+            "address": "10.0.0.1",
+            "status": "maintenance",
+            "managed": true,
+            "labels": {
+              "region": "eu"
+            },
+            "capacity": {
+              "cpu_millis": 8000,
+              "ram_mb": 16384,
+              "disk_mb": 102400
+            },
+            "headroom": {
+              "cpu_millis": 0,
+              "ram_mb": 0,
+              "disk_mb": 0
+            },
+            "port_range": {
+              "start": 1024,
+              "end": 32767
+            },
+            "excluded_ports": [
+              {
+                "start": 8000,
+                "end": 8001
+              }
+            ],
+            "source": "cloud",
+            "external_id": "i-1"
+          }
+        }
+        "#);
+}

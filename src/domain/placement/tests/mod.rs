@@ -1,0 +1,8 @@
+//! The decision, by its parts: the funnel cause by cause, bound projects, the rules of `EnsureAllocation`, the strategies, and the
+//! whole against an oracle.
+
+mod against_oracle;
+mod bound;
+mod funnel;
+mod rules;
+mod strategies;

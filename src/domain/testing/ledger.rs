@@ -1,0 +1,279 @@
+//! The allocator without a database: what is decided is committed at once, and folded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use time::{Duration, OffsetDateTime};
+use uuid::Uuid;
+
+use super::{NOW, TestServer, context_at, handle, project};
+use crate::domain::{
+    Allocation, Fleet, ModuleName, Placement, Project, ProjectId, Refusal, Resources, Server, ServerHandle,
+    event::{Ensured, LogEntry, Operation, Refused, Released, Requested, ServerChange, ServerChanged},
+    inventory::check_removable,
+    placement::{Context, Decision, decide},
+    request::EnsureRequest,
+    server::Observation,
+};
+
+/// What the tables would hold, beside the fleet that is folded from the log.
+///
+/// When not to use it: where one decision over a described fleet is enough (`decide_new`), which says more in fewer lines.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// The fold.
+    pub fleet: Fleet,
+    /// What each project holds.
+    pub projects: BTreeMap<ProjectId, Project>,
+    /// What was committed, in order.
+    pub log: Vec<Committed>,
+    /// The time, in seconds from [`NOW`].
+    pub clock: i64,
+}
+
+/// One thing that a replica takes up.
+#[derive(Debug, Clone)]
+pub enum Committed {
+    /// An operation of the log.
+    Entry(LogEntry),
+    /// A usage report, which is read from the server's row.
+    Usage(ServerHandle, Observation),
+}
+
+impl Ledger {
+    /// For how long a port rests.
+    pub const PORT_REST: Duration = Duration::seconds(60);
+
+    /// A ledger in which the servers are registered, and nothing is placed.
+    pub fn of<'a>(servers: impl IntoIterator<Item = &'a TestServer>) -> Self {
+        let mut ledger = Self::default();
+        for server in servers {
+            ledger.put(server);
+        }
+        ledger
+    }
+
+    /// The time.
+    pub fn now(&self) -> OffsetDateTime {
+        NOW + Duration::seconds(self.clock)
+    }
+
+    /// What decisions depend on now.
+    pub fn context(&self) -> Context {
+        context_at(self.now())
+    }
+
+    /// What a project holds.
+    pub fn project(&self, id: &ProjectId) -> Project {
+        self.projects.get(id).cloned().unwrap_or_else(|| Project::unplaced(id.clone()))
+    }
+
+    /// What a project holds, by name.
+    pub fn held_by(&self, name: &str) -> Project {
+        self.project(&project(name))
+    }
+
+    /// What is reserved on a server, by name.
+    pub fn reserved_on(&self, name: &str) -> Resources {
+        self.fleet.get(&handle(name)).unwrap().reserved
+    }
+
+    /// Registers or changes a server, and takes its usage report if it is described with one.
+    pub fn put(&mut self, server: &TestServer) {
+        self.put_server(server.server.clone());
+        if let Some(observation) = &server.observed {
+            self.observe(&server.server.handle, observation.clone());
+        }
+    }
+
+    /// Registers or changes a server.
+    pub fn put_server(&mut self, server: Server) {
+        let standing = self.fleet.get(&server.handle).map(|state| &state.server);
+        if let Some(changed) = ServerChanged::between(standing, &server) {
+            self.record(None, Some(server.handle), Operation::ServerChanged(changed));
+        }
+    }
+
+    /// Removes a server.
+    pub fn remove(&mut self, server_handle: &ServerHandle) -> Result<(), Refusal> {
+        let Some(state) = self.fleet.get(server_handle) else { return Ok(()) };
+        check_removable(state)?;
+        let changed = ServerChanged { changes: vec![ServerChange::Removed], server: state.server.clone() };
+        self.record(None, Some(server_handle.clone()), Operation::ServerChanged(changed));
+        Ok(())
+    }
+
+    /// Takes a usage report.
+    pub fn observe(&mut self, server_handle: &ServerHandle, observation: Observation) {
+        self.fleet.observe(server_handle, observation.clone());
+        self.log.push(Committed::Usage(server_handle.clone(), observation));
+    }
+
+    /// Ensures, and commits what is decided.
+    pub fn ensure(&mut self, request: &EnsureRequest) -> Result<Decision, Refusal> {
+        let mut project = self.project(&request.project_id);
+        let decision = decide(&self.fleet, &project, request, &self.context());
+        let requested = Requested { modules: request.modules.clone(), resources: request.resources };
+        let (server_handle, selected, grown) = match &decision {
+            Ok(Decision::Unchanged) => return decision,
+            Ok(Decision::Place { server_handle, selected, reserve, .. }) => {
+                (server_handle, Some(*selected), *reserve)
+            }
+            Ok(Decision::Extend { server_handle, grow, .. }) => (server_handle, None, *grow),
+            Err(refusal) => {
+                if !self.fleet.was_just_refused(&request.project_id, refusal.reason, self.now()) {
+                    let operation = Operation::Refused(Refused {
+                        requested,
+                        reason: refusal.reason,
+                        disposition: refusal.reason.disposition(),
+                        message: refusal.message.clone(),
+                        metadata: refusal.metadata.clone(),
+                    });
+                    self.record(Some(request.project_id.clone()), None, operation);
+                }
+                return decision;
+            }
+        };
+        let now = self.now();
+        let placement = project.placement.get_or_insert_with(|| Placement {
+            server_handle: server_handle.clone(),
+            reserved: Resources::ZERO,
+            revision: 0,
+            create_time: now,
+            update_time: now,
+        });
+        placement.reserved += grown;
+        let ports = decision.as_ref().map(Decision::ports).unwrap_or_default();
+        let allocations: Vec<_> = ports
+            .iter()
+            .enumerate()
+            .map(|(index, grant)| Allocation {
+                id: Uuid::from_u128((self.log.len() * 100 + index) as u128),
+                module: grant.module.clone(),
+                protocol: grant.protocol,
+                port: grant.port,
+                create_time: now,
+            })
+            .collect();
+        project.allocations.extend(allocations.iter().cloned());
+        project.allocations.sort_by(|a, b| a.module.cmp(&b.module));
+        let ensured = Ensured {
+            requested,
+            selected,
+            server_address: self.fleet.get(server_handle).unwrap().server.address.clone(),
+            grown,
+            allocations,
+            allocation_count: u32::try_from(project.allocations.len()).unwrap(),
+        };
+        self.record(Some(project.id.clone()), Some(server_handle.clone()), Operation::Ensured(ensured));
+        self.projects.insert(project.id.clone(), project);
+        decision
+    }
+
+    /// Releases modules of a project, or all where none is named; returns what was given back.
+    pub fn release(&mut self, name: &str, modules: &[&str]) -> Vec<Allocation> {
+        let modules: Vec<_> = modules.iter().map(|name| super::module(name)).collect();
+        self.release_modules(&project(name), &modules)
+    }
+
+    /// The same, of names that are parsed.
+    pub fn release_modules(&mut self, id: &ProjectId, modules: &[ModuleName]) -> Vec<Allocation> {
+        let mut project = self.project(id);
+        let Some(placement) = project.placement.clone() else { return Vec::new() };
+        let goes = |allocation: &Allocation| modules.is_empty() || modules.contains(&allocation.module);
+        let (released, kept): (Vec<_>, Vec<_>) = project.allocations.into_iter().partition(goes);
+        if released.is_empty() && !kept.is_empty() {
+            return released;
+        }
+        let returned = kept.is_empty().then_some(placement.reserved);
+        let operation = Operation::Released(Released {
+            server_address: self.fleet.get(&placement.server_handle).unwrap().server.address.clone(),
+            allocations: released.clone(),
+            returned,
+            free_after: self.now() + Self::PORT_REST,
+        });
+        self.record(Some(id.clone()), Some(placement.server_handle), operation);
+        project.allocations = kept;
+        if returned.is_some() {
+            self.projects.remove(id);
+        } else {
+            self.projects.insert(id.clone(), project);
+        }
+        released
+    }
+
+    fn record(
+        &mut self,
+        project_id: Option<ProjectId>,
+        server_handle: Option<ServerHandle>,
+        operation: Operation,
+    ) {
+        let entry = LogEntry {
+            first_sequence: self.fleet.sequence() + 1,
+            event_time: self.now(),
+            project_id,
+            server_handle,
+            request_id: format!("request-{}", self.log.len()),
+            operation,
+        };
+        self.fleet.apply(&entry);
+        self.log.push(Committed::Entry(entry));
+    }
+
+    /// The servers as the log's bookkeeper would write them down: every sum counted anew from what the projects hold, every
+    /// resting port from what was given back.
+    pub fn servers(&self) -> Vec<TestServer> {
+        let mut servers: Vec<_> = self
+            .fleet
+            .iter()
+            .map(|state| TestServer {
+                server: state.server.clone(),
+                reserved: Resources::ZERO,
+                placement_count: 0,
+                observed: state.observed.clone(),
+                held: BTreeSet::new(),
+                resting: BTreeMap::new(),
+            })
+            .collect();
+        for server in &mut servers {
+            let name = server.server.handle.clone();
+            for entry in &self.log {
+                let Committed::Entry(entry) = entry else { continue };
+                match &entry.operation {
+                    // A server that was removed takes its resting ports along.
+                    Operation::ServerChanged(changed)
+                        if changed.server.handle == name
+                            && changed.changes.contains(&ServerChange::Removed) =>
+                    {
+                        server.resting.clear();
+                    }
+                    Operation::Released(released) if entry.server_handle.as_ref() == Some(&name) => {
+                        for allocation in &released.allocations {
+                            server
+                                .resting
+                                .insert((allocation.protocol, allocation.port), released.free_after);
+                        }
+                    }
+                    Operation::Ensured(ensured) if entry.server_handle.as_ref() == Some(&name) => {
+                        for allocation in &ensured.allocations {
+                            server.resting.remove(&(allocation.protocol, allocation.port));
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            for project in self.projects.values() {
+                let Some(placement) = &project.placement else { continue };
+                if placement.server_handle != name {
+                    continue;
+                }
+                server.reserved += placement.reserved;
+                server.placement_count += 1;
+                for allocation in &project.allocations {
+                    let new = server.held.insert((allocation.protocol, allocation.port));
+                    assert!(new, "{}/{} on {name} was given twice", allocation.port, allocation.protocol);
+                }
+            }
+        }
+        servers
+    }
+}
