@@ -83,6 +83,14 @@ fn port(fields: &mut Fields, field: String, port: u32) -> Option<Port> {
     fields.take(field, Port::try_from(port))
 }
 
+/// What a caller wrote, as it is told back: without control characters, and not more of it than a reader needs.
+fn told(text: &str) -> String {
+    const MOST: usize = 64;
+    let start: String = text.chars().take(MOST).collect();
+    let rest = if text.chars().nth(MOST).is_some() { "…" } else { "" };
+    format!("{}{rest}", start.escape_debug())
+}
+
 /// A value of an enum, none where it is unspecified.
 fn enumeration<E: TryFrom<i32>>(fields: &mut Fields, field: impl Into<String>, value: i32) -> Option<E> {
     let known = E::try_from(value);
@@ -145,11 +153,11 @@ fn labels(fields: &mut Fields, field: &str, labels: BTreeMap<String, String>) ->
     }
     for (key, value) in labels.iter().take(MAX_LABELS) {
         if let Err(error) = check_name(key, 63, "._/-") {
-            fields.refuse(format!("{field}[{}]", key.escape_debug()), format!("the key {error}"));
+            fields.refuse(format!("{field}[{}]", told(key)), format!("the key {error}"));
         }
         if value.chars().count() > 255 || value.chars().any(char::is_control) {
             let problem = "the value must be at most 255 characters, none of them a control character";
-            fields.refuse(format!("{field}[{}]", key.escape_debug()), problem);
+            fields.refuse(format!("{field}[{}]", told(key)), problem);
         }
     }
     labels
@@ -467,7 +475,7 @@ fn patch_field(fields: &mut Fields, patch: &mut ServerPatch, path: &str, proto: 
             Some(("headroom", amount)) => {
                 patch_amount(fields, &mut patch.headroom, "headroom", amount, proto.headroom);
             }
-            _ => fields.refuse("update_mask", format!("`{}` is not a field that can be changed", path.escape_debug())),
+            _ => fields.refuse("update_mask", format!("`{}` is not a field that can be changed", told(path))),
         },
     }
 }
@@ -486,7 +494,7 @@ fn patch_amount(
         "disk_mb" => patch.disk_mb = Some(given.disk_mb.unwrap_or(0)),
         _ => fields.refuse(
             "update_mask",
-            format!("`{field}.{}` is not a field that can be changed", amount.escape_debug()),
+            format!("`{field}.{}` is not a field that can be changed", told(amount)),
         ),
     }
 }
