@@ -2,4 +2,5 @@
 
 mod embedded_postgres;
 mod ensure;
+mod refusals;
 mod support;

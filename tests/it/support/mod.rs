@@ -2,7 +2,9 @@
 //! clients. Nothing is mocked, and no Postgres is a failure.
 
 mod database;
+pub mod requests;
 mod service;
+mod tables;
 
 pub use self::{
     database::TestDatabase,
