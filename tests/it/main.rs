@@ -2,5 +2,9 @@
 
 mod embedded_postgres;
 mod ensure;
+mod find_server;
+mod list;
+mod placement;
 mod refusals;
+mod release;
 mod support;
