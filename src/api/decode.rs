@@ -24,6 +24,8 @@ const MAX_MODULES: usize = 64;
 const MAX_LABELS: usize = 64;
 /// The most excluded ranges of a server.
 const MAX_EXCLUDED: usize = 1024;
+/// The most ports of a usage report: all that there are.
+const MAX_LISTENING: usize = 65_535;
 /// The most servers of a sync.
 const MAX_SYNC: usize = 10_000;
 /// The most names of bad fields that are told of one request.
@@ -288,7 +290,8 @@ fn address(fields: &mut Fields, field: &str, address: &str) {
     }
 }
 
-fn source(fields: &mut Fields, field: &str, source: &str) {
+/// A source's name, or nothing for a server that was registered by hand.
+pub fn source(fields: &mut Fields, field: &str, source: &str) {
     if !source.is_empty()
         && let Err(error) = check_name(source, 63, "._-")
     {
@@ -487,11 +490,12 @@ fn patch_amount(
     amount: &str,
     given: Option<v1::Resources>,
 ) {
-    let given = resources(fields, &format!("server.{field}"), given);
+    let given = given.unwrap_or_default();
+    let path = format!("server.{field}");
     match amount {
-        "cpu_millis" => patch.cpu_millis = Some(given.cpu_millis.unwrap_or(0)),
-        "ram_mb" => patch.ram_mb = Some(given.ram_mb.unwrap_or(0)),
-        "disk_mb" => patch.disk_mb = Some(given.disk_mb.unwrap_or(0)),
+        "cpu_millis" => patch.cpu_millis = cpu_millis(fields, &path, given.cpu_millis).or(Some(0)),
+        "ram_mb" => patch.ram_mb = megabytes(fields, &format!("{path}.ram_mb"), given.ram_mb).or(Some(0)),
+        "disk_mb" => patch.disk_mb = megabytes(fields, &format!("{path}.disk_mb"), given.disk_mb).or(Some(0)),
         _ => fields.refuse(
             "update_mask",
             format!("`{field}.{}` is not a field that can be changed", told(amount)),
@@ -507,6 +511,10 @@ pub fn usage(request: v1::ReportUsageRequest) -> Result<(ServerHandle, Observati
         fields.refuse("usage", "must be set");
         return fields.finish(None);
     };
+    if usage.listening_ports.len() > MAX_LISTENING {
+        fields.refuse("usage.listening_ports", format!("must be at most {MAX_LISTENING}"));
+        return fields.finish(None);
+    }
     let mut ports = BTreeSet::new();
     for (index, number) in usage.listening_ports.into_iter().enumerate() {
         ports.extend(port(&mut fields, format!("usage.listening_ports[{index}]"), number));
