@@ -928,7 +928,7 @@ async fn the_most_of_everything_is_taken_and_comes_back() {
             labels: labels.clone(),
             capacity: resources(1_000_000_000, 1_000_000_000_000, 1_000_000_000_000),
             port_range: Some(v1::PortRange { start: 1, end: 65_535 }),
-            excluded_ports: vec![v1::PortRange { start: 65_535, end: 65_535 }; 1024],
+            excluded_ports: vec![v1::PortRange { start: 1, end: 65_470 }; 1024],
             source: long(63),
             external_id: "🦀".repeat(255),
             ..Default::default()
@@ -1093,7 +1093,7 @@ fn registrations() -> BoxedStrategy<v1::RegisterServerRequest> {
 #[derive(Debug, Clone)]
 enum Anything {
     Ensure(v1::EnsureAllocationRequest),
-    Register(v1::RegisterServerRequest),
+    Register(Box<v1::RegisterServerRequest>),
 }
 
 #[test]
@@ -1107,13 +1107,15 @@ fn whatever_is_sent_is_taken_or_refused_with_a_reason() {
     let config = Config { cases: 600, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let taken = std::cell::Cell::new([0, 0]);
-    let anything = prop_oneof![3 => ensures().prop_map(Anything::Ensure), 2 => registrations().prop_map(Anything::Register)];
+    let anything = prop_oneof![3 => ensures().prop_map(Anything::Ensure), 2 => registrations().prop_map(|request| Anything::Register(Box::new(request)))];
     let result = runner.run(&anything, |anything| {
         let mut client = service.client.clone();
         let (kind, answer) = runtime.block_on(async {
             match anything {
                 Anything::Ensure(request) => (0, client.place(request).await.map(drop)),
-                Anything::Register(request) => (1, client.inventory.register_server(request).await.map(drop)),
+                Anything::Register(request) => {
+                    (1, client.inventory.register_server(*request).await.map(drop))
+                }
             }
         });
         let Err(refusal) = answer else {
