@@ -1104,7 +1104,7 @@ fn whatever_is_sent_is_taken_or_refused_with_a_reason() {
     let capacity = resources(1_000_000, 1_000_000, 1_000_000);
     runtime.block_on(service.client.register(v1::Server { capacity, ..server("solid") }));
     // The same cases in each run.
-    let config = Config { cases: 600, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
+    let config = Config { cases: 400, failure_persistence: None, max_shrink_iters: 200, ..Config::default() };
     let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
     let taken = std::cell::Cell::new([0, 0]);
     let anything = prop_oneof![3 => ensures().prop_map(Anything::Ensure), 2 => registrations().prop_map(|request| Anything::Register(Box::new(request)))];

@@ -116,9 +116,14 @@ async fn let_usage_grow_stale(service: &mut TestService, handle: &str) {
         .execute(&service.database.sql)
         .await
         .unwrap();
-    while service.database.count("SELECT count(*) FROM servers WHERE observe_time < now() - interval '30 minutes' AND NOT usage_stale").await > 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let told = async {
+        let untold = "SELECT count(*) FROM servers
+            WHERE observe_time < now() - interval '30 minutes' AND NOT usage_stale";
+        while service.database.count(untold).await > 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), told).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
