@@ -204,6 +204,9 @@ fn median(figures: &[Figures], of: impl Fn(&Figures) -> f64) -> f64 {
     if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
 }
 
+/// Makes a packer for a seed.
+type MakePacker<'a> = Box<dyn Fn(u64) -> Box<dyn Packer + 'a> + 'a>;
+
 fn main() -> Result<(), Box<dyn Error>> {
     // `cargo bench` adds a flag of its own.
     let mut arguments = env::args().skip(1).filter(|argument| !argument.starts_with("--"));
@@ -222,7 +225,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "CPU allocated, %", "at first refusal", "(median)", "at end", "refused"
     );
 
-    let strategies: [(&str, Box<dyn Fn(u64) -> Box<dyn Packer>>); 6] = [
+    let strategies: [(&str, MakePacker<'_>); 6] = [
         ("ours, BINPACK", Box::new(|_| Box::new(Ours::new(&nodes, Strategy::Binpack)))),
         ("ours, SPREAD", Box::new(|_| Box::new(Ours::new(&nodes, Strategy::Spread)))),
         ("first fit", Box::new(|_| Box::new(Scan::new(&nodes, |_, _| 0.0)))),

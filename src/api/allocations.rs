@@ -1,6 +1,6 @@
 //! The RPCs of `ResourceAllocator`, but for the watch.
 
-use super::{Api, PageToken, decode, encode, page_token, status::ApiError};
+use super::{Api, PageToken, decode, encode, page_token, status::ApiError, token::filter_key};
 use crate::{
     domain::{Reason, Refusal, placement::FoundServer},
     proto::v1,
@@ -71,7 +71,8 @@ impl Api {
         if let Some(module) = &request.module {
             fields.take("module", crate::domain::ModuleName::parse(module));
         }
-        let filter_key = format!("{:?}", (&request.project_id, &request.server_handle, &request.module));
+        let filter_key =
+            filter_key(&("allocations", &request.project_id, &request.server_handle, &request.module));
         let token = page_token(&self.tokens, &mut fields, &request.page_token, &filter_key);
         let after = token.as_ref().and_then(|token| match token.after.as_slice() {
             [project_id, module] => Some((project_id.clone(), module.clone())),

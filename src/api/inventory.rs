@@ -1,6 +1,6 @@
 //! The RPCs of `ServerInventory`.
 
-use super::{Api, PageToken, decode, encode, page_token, status::ApiError};
+use super::{Api, PageToken, decode, encode, page_token, status::ApiError, token::filter_key};
 use crate::{
     domain::inventory::{SyncAction, SyncPlan},
     proto::v1::{self, server_sync_result::Action},
@@ -58,15 +58,16 @@ impl Api {
                 "must be `key=value` or `key`, at most 512 characters, none of them a control character",
             );
         }
-        let filter_key = format!("{:?}", (request.status, request.managed, &request.label, &request.source));
+        let filter_key =
+            filter_key(&("servers", request.status, request.managed, &request.label, &request.source));
         let token = page_token(&self.tokens, &mut fields, &request.page_token, &filter_key);
         let (label_key, label_value) = match request.label.split_once('=') {
             _ if request.label.is_empty() => (None, None),
             Some((key, value)) => (Some(key.to_owned()), Some(value.to_owned())),
             None => (Some(request.label.clone()), None),
         };
-        if request.source.as_ref().is_some_and(|source| source.chars().any(char::is_control)) {
-            fields.refuse("source", "must have no control character");
+        if let Some(source) = &request.source {
+            decode::source(&mut fields, "source", source);
         }
         let filter = ServerFilter {
             status,

@@ -12,13 +12,21 @@ use super::{
 };
 use crate::{
     allocator::Error,
-    domain::{Disposition, Reason, Refusal},
+    domain::{Disposition, Reason, Refusal, refusal::cut},
     events::WatchError,
     store::StoreError,
 };
 
 /// The domain of every ErrorInfo.
 pub const DOMAIN: &str = "resourceallocator";
+
+/// An error travels in headers, of which some clients take no more than 8 KB and drop the answer otherwise: what is told is cut
+/// to fit. Text that is not ASCII takes three bytes for each of its own.
+const MAX_MESSAGE_BYTES: usize = 800;
+const MAX_VALUE_BYTES: usize = 400;
+const MAX_VIOLATION_BYTES: usize = 2_500;
+/// How many bad fields the message tells of; the details tell of the others too.
+const MAX_TOLD_VIOLATIONS: usize = 5;
 
 /// When a request that the service could not take now may be repeated.
 const RETRY_SOON: Duration = Duration::from_secs(1);
@@ -115,8 +123,10 @@ impl Answer {
 
     #[expect(clippy::disallowed_methods, reason = "the one place where a status is made")]
     fn into_status(self, request_id: &str) -> Status {
-        tracing::info!(code = ?self.code, reason = self.reason, message = self.message, "refused");
-        let mut metadata = self.metadata;
+        let message = cut(self.message, MAX_MESSAGE_BYTES);
+        tracing::info!(code = ?self.code, reason = self.reason, message, "refused");
+        let mut metadata: HashMap<_, _> =
+            self.metadata.into_iter().map(|(key, value)| (key, cut(value, MAX_VALUE_BYTES))).collect();
         metadata.insert("disposition".to_owned(), self.disposition.as_str().to_owned());
         metadata.insert("request_id".to_owned(), request_id.to_owned());
         let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, metadata);
@@ -126,7 +136,7 @@ impl Answer {
         for violation in self.violations {
             details.add_bad_request_violation(violation.field, violation.description);
         }
-        Status::with_error_details(self.code, self.message, details)
+        Status::with_error_details(self.code, message, details)
     }
 }
 
@@ -177,8 +187,14 @@ pub fn of_transport(headers: &HeaderMap, request_id: &str) -> Option<Status> {
 
 fn invalid(violations: &[FieldViolation]) -> Answer {
     let fields: Vec<_> = violations.iter().map(|violation| violation.field.as_str()).collect();
-    let told: Vec<_> =
-        violations.iter().map(|violation| format!("{} {}", violation.field, violation.description)).collect();
+    let mut told: Vec<_> = violations
+        .iter()
+        .take(MAX_TOLD_VIOLATIONS)
+        .map(|violation| format!("{} {}", violation.field, violation.description))
+        .collect();
+    if violations.len() > MAX_TOLD_VIOLATIONS {
+        told.push(format!("and {} fields more", violations.len() - MAX_TOLD_VIOLATIONS));
+    }
     let mut answer = Answer::new(
         Code::InvalidArgument,
         "INVALID_REQUEST",
@@ -186,7 +202,15 @@ fn invalid(violations: &[FieldViolation]) -> Answer {
         format!("the request is malformed: {}", told.join("; ")),
     )
     .with("fields", fields.join(", "));
-    answer.violations = violations.to_vec();
+    let mut room = MAX_VIOLATION_BYTES;
+    answer.violations = violations
+        .iter()
+        .take_while(|violation| {
+            let length = violation.field.len() + violation.description.len();
+            room.checked_sub(length).inspect(|left| room = *left).is_some()
+        })
+        .cloned()
+        .collect();
     answer
 }
 

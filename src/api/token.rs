@@ -4,7 +4,7 @@
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use ring::hmac;
+use ring::{digest, hmac};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
@@ -42,7 +42,7 @@ impl Purpose for ResumeToken {
 /// Where the next page of a list starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageToken {
-    /// The filters of the list, which a later page must repeat.
+    /// The [`filter_key`] of the list, whose filters a later page must repeat.
     #[serde(rename = "f")]
     pub filter: String,
     /// The key of the last item.
@@ -55,6 +55,12 @@ pub struct PageToken {
 
 impl Purpose for PageToken {
     const NAME: &'static str = "page";
+}
+
+/// Stands for a list and its filters in a token; the filters themselves may be longer than a token.
+#[must_use]
+pub fn filter_key(filters: &impl fmt::Debug) -> String {
+    URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, format!("{filters:?}").as_bytes()))
 }
 
 /// Makes and reads tokens.

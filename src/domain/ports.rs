@@ -202,7 +202,15 @@ impl ServerPorts {
     /// Takes up what the server and its host say of ports that are never given. A port that we gave out and that is listened
     /// on is ours; it becomes blocked only once it is given back and still listened on (L18).
     pub fn block(&mut self, server: &Server, observed: Option<&Observation>) {
-        let excluded = server.excluded_ports.iter().flat_map(|range| range.start.0..=range.end.0);
+        // Each port once, also where a thousand ranges overlap: all that is placed waits for this.
+        let mut ranges = server.excluded_ports.clone();
+        ranges.sort_unstable_by_key(|range| range.start);
+        let mut above = 0;
+        let excluded = ranges.iter().flat_map(|range| {
+            let from = above.max(u32::from(range.start));
+            above = above.max(u32::from(range.end) + 1);
+            (from..above).filter_map(|port| u16::try_from(port).ok())
+        });
         let listened_on =
             observed.into_iter().flat_map(|observed| observed.listening_ports.iter().map(|port| port.0));
         self.blocked = excluded.chain(listened_on).collect();

@@ -7,6 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use super::{Resources, resources::Resource};
 
+/// A text of at most `limit` bytes, which says where something was cut off.
+#[must_use]
+pub fn cut(mut text: String, limit: usize) -> String {
+    if text.len() > limit {
+        text.truncate(text.floor_char_boundary(limit.saturating_sub('…'.len_utf8())));
+        text.push('…');
+    }
+    text
+}
+
 /// What kind of act a refusal calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

@@ -32,6 +32,14 @@ pub(super) fn port(fields: &mut Fields, field: String, port: u32) -> Option<Port
     fields.take(field, Port::try_from(port))
 }
 
+/// What a caller wrote, as it is told back: without control characters, and not more of it than a reader needs.
+pub(super) fn told(text: &str) -> String {
+    const MOST: usize = 64;
+    let start: String = text.chars().take(MOST).collect();
+    let rest = if text.chars().nth(MOST).is_some() { "…" } else { "" };
+    format!("{}{rest}", start.escape_debug())
+}
+
 /// A value of an enum, none where it is unspecified.
 pub(super) fn enumeration<E: TryFrom<i32>>(
     fields: &mut Fields,
@@ -90,11 +98,11 @@ pub(super) fn labels(
     }
     for (key, value) in labels.iter().take(MAX_LABELS) {
         if let Err(error) = check_name(key, 63, "._/-") {
-            fields.refuse(format!("{field}[{}]", key.escape_debug()), format!("the key {error}"));
+            fields.refuse(format!("{field}[{}]", told(key)), format!("the key {error}"));
         }
         if value.chars().count() > 255 || value.chars().any(char::is_control) {
             let problem = "the value must be at most 255 characters, none of them a control character";
-            fields.refuse(format!("{field}[{}]", key.escape_debug()), problem);
+            fields.refuse(format!("{field}[{}]", told(key)), problem);
         }
     }
     labels

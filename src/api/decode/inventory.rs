@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     FieldViolation, Fields,
-    fields::{cpu_millis, enumeration, handle, labels, megabytes, port, resources},
+    fields::{cpu_millis, enumeration, handle, labels, megabytes, port, resources, told},
 };
 use crate::{
     domain::{
@@ -18,6 +18,8 @@ use crate::{
 
 /// The most excluded ranges of a server.
 const MAX_EXCLUDED: usize = 1024;
+/// The most ports of a usage report: all that there are.
+const MAX_LISTENING: usize = 65_535;
 /// The most servers of a sync.
 const MAX_SYNC: usize = 10_000;
 
@@ -37,7 +39,8 @@ fn address(fields: &mut Fields, field: &str, address: &str) {
     }
 }
 
-fn source(fields: &mut Fields, field: &str, source: &str) {
+/// A source's name, or nothing for a server that was registered by hand.
+pub fn source(fields: &mut Fields, field: &str, source: &str) {
     if !source.is_empty()
         && let Err(error) = check_name(source, 63, "._-")
     {
@@ -227,10 +230,9 @@ fn patch_field(fields: &mut Fields, patch: &mut ServerPatch, field: &str, given:
             Some(("headroom", amount)) => {
                 patch_amount(fields, &mut patch.headroom, "headroom", amount, given.headroom);
             }
-            _ => fields.refuse(
-                "update_mask",
-                format!("`{}` is not a field that can be changed", other.escape_debug()),
-            ),
+            _ => {
+                fields.refuse("update_mask", format!("`{}` is not a field that can be changed", told(other)));
+            }
         },
     }
 }
@@ -242,15 +244,14 @@ fn patch_amount(
     amount: &str,
     given: Option<v1::Resources>,
 ) {
-    let given = resources(fields, &format!("server.{field}"), given);
+    let given = given.unwrap_or_default();
+    let at = format!("server.{field}");
     match amount {
-        "cpu_millis" => patch.cpu_millis = Some(given.cpu_millis.unwrap_or(0)),
-        "ram_mb" => patch.ram_mb = Some(given.ram_mb.unwrap_or(0)),
-        "disk_mb" => patch.disk_mb = Some(given.disk_mb.unwrap_or(0)),
-        _ => fields.refuse(
-            "update_mask",
-            format!("`{field}.{}` is not a field that can be changed", amount.escape_debug()),
-        ),
+        "cpu_millis" => patch.cpu_millis = cpu_millis(fields, &at, given.cpu_millis).or(Some(0)),
+        "ram_mb" => patch.ram_mb = megabytes(fields, &format!("{at}.ram_mb"), given.ram_mb).or(Some(0)),
+        "disk_mb" => patch.disk_mb = megabytes(fields, &format!("{at}.disk_mb"), given.disk_mb).or(Some(0)),
+        _ => fields
+            .refuse("update_mask", format!("`{field}.{}` is not a field that can be changed", told(amount))),
     }
 }
 
@@ -262,6 +263,10 @@ pub fn usage(request: v1::ReportUsageRequest) -> Result<(ServerHandle, Observati
         fields.refuse("usage", "must be set");
         return fields.finish(None);
     };
+    if usage.listening_ports.len() > MAX_LISTENING {
+        fields.refuse("usage.listening_ports", format!("must be at most {MAX_LISTENING}"));
+        return fields.finish(None);
+    }
     let mut ports = BTreeSet::new();
     for (index, number) in usage.listening_ports.into_iter().enumerate() {
         ports.extend(port(&mut fields, format!("usage.listening_ports[{index}]"), number));

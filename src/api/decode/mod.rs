@@ -11,7 +11,7 @@ use std::fmt::Display;
 pub use self::{
     allocations::{ensure, find, page_size, release},
     fields::{handle, project_id},
-    inventory::{etag, register, status_filter, sync, update, usage},
+    inventory::{etag, register, source, status_filter, sync, update, usage},
 };
 
 /// The most names of bad fields that are told of one request.

@@ -13,6 +13,7 @@ use crate::domain::{
     Fleet, Reason, Refusal, Resources, ServerHandle,
     fleet::ServerState,
     ports::PortShortage,
+    refusal::cut,
     request::{DEFAULT_RESOURCES, FindRequest},
     resources::Resource,
 };
@@ -147,9 +148,9 @@ impl Story<'_> {
     }
 
     fn no_matching_server(&self) -> Refusal {
-        let selector: Vec<_> =
-            self.ask.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let selector = selector.join(",");
+        let labels: Vec<_> = self.ask.selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        // 64 labels at their longest are more than an answer can carry.
+        let selector = cut(labels.join(","), 300);
         Refusal::new(
             Reason::NoMatchingServer,
             format!(

@@ -3,7 +3,9 @@
 
 mod database;
 pub mod inventory;
+pub mod requests;
 mod service;
+mod tables;
 
 pub use self::{
     database::TestDatabase,
