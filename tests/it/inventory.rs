@@ -1,4 +1,4 @@
-//! ServerInventory through a generated client, but for SyncServers.
+//! `ServerInventory` through a generated client, but for `SyncServers`.
 
 use std::collections::BTreeMap;
 
@@ -400,6 +400,9 @@ async fn l32_pages_are_in_order_and_tokens_are_their_filters_own() {
 
 // UpdateServer
 
+/// Takes one field from the second over to the first.
+type Apply = fn(&mut v1::Server, &v1::Server);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn each_path_of_the_mask_changes_its_field_and_no_other() {
     let mut service = TestService::start().await;
@@ -427,29 +430,28 @@ async fn each_path_of_the_mask_changes_its_field_and_no_other() {
         external_id: "i-2".to_owned(),
         ..v1::Server::default()
     };
-    type Apply = fn(&mut v1::Server, &v1::Server);
     let cases: [(&str, Change, Apply); 16] = [
         ("address", Change::Updated, |to, from| to.address.clone_from(&from.address)),
         ("status", Change::Status, |to, from| to.status = from.status),
         ("managed", Change::Status, |to, from| to.managed = from.managed),
         ("labels", Change::Updated, |to, from| to.labels.clone_from(&from.labels)),
         ("capacity.cpu_millis", Change::Capacity, |to, from| {
-            amounts(&mut to.capacity).cpu_millis = from.capacity.unwrap().cpu_millis
+            amounts(&mut to.capacity).cpu_millis = from.capacity.unwrap().cpu_millis;
         }),
         ("capacity.ram_mb", Change::Capacity, |to, from| {
-            amounts(&mut to.capacity).ram_mb = from.capacity.unwrap().ram_mb
+            amounts(&mut to.capacity).ram_mb = from.capacity.unwrap().ram_mb;
         }),
         ("capacity.disk_mb", Change::Capacity, |to, from| {
-            amounts(&mut to.capacity).disk_mb = from.capacity.unwrap().disk_mb
+            amounts(&mut to.capacity).disk_mb = from.capacity.unwrap().disk_mb;
         }),
         ("headroom.cpu_millis", Change::Capacity, |to, from| {
-            amounts(&mut to.headroom).cpu_millis = from.headroom.unwrap().cpu_millis
+            amounts(&mut to.headroom).cpu_millis = from.headroom.unwrap().cpu_millis;
         }),
         ("headroom.ram_mb", Change::Capacity, |to, from| {
-            amounts(&mut to.headroom).ram_mb = from.headroom.unwrap().ram_mb
+            amounts(&mut to.headroom).ram_mb = from.headroom.unwrap().ram_mb;
         }),
         ("headroom.disk_mb", Change::Capacity, |to, from| {
-            amounts(&mut to.headroom).disk_mb = from.headroom.unwrap().disk_mb
+            amounts(&mut to.headroom).disk_mb = from.headroom.unwrap().disk_mb;
         }),
         ("capacity", Change::Capacity, |to, _| to.capacity = Some(whole(0, 1, 0))),
         ("headroom", Change::Capacity, |to, _| to.headroom = Some(whole(0, 1, 0))),
@@ -678,18 +680,13 @@ async fn l21_free_is_capacity_less_headroom_less_the_greater_of_reserved_and_obs
         assert_eq!((shown.etag.as_str(), shown.update_time), (before.etag.as_str(), before.update_time));
         assert_eq!(get(client, "web-1").await.unwrap(), shown);
         // The one predicate serves FindServer and ensure (L13).
-        match u64::try_from(free) {
-            Ok(free) => {
-                assert_eq!(
-                    find(client, free).await.unwrap().candidates[0].server.as_ref().unwrap().handle,
-                    "web-1"
-                );
-                refused(find(client, free + 1).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
-            }
-            Err(_) => {
-                refused(find(client, 0).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
-                refused(ensure_ram(client, "q", 0).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
-            }
+        if let Ok(free) = u64::try_from(free) {
+            let found = find(client, free).await.unwrap();
+            assert_eq!(found.candidates[0].server.as_ref().unwrap().handle, "web-1");
+            refused(find(client, free + 1).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
+        } else {
+            refused(find(client, 0).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
+            refused(ensure_ram(client, "q", 0).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
         }
     }
     let told = events(client, &service.database.sql).await;
@@ -722,7 +719,7 @@ async fn a_malformed_report_is_refused_by_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_report_that_grew_old_keeps_work_away_until_a_fresh_one_comes() {
-    let mut service = TestService::start().await;
+    let service = TestService::start().await;
     let mut client = service.client.clone();
     client.register(server("web-1")).await;
     client.register(server("web-2")).await;

@@ -379,14 +379,15 @@ async fn a_port_is_given_again_once_it_was_given_back() {
     assert_eq!(count(&mut conn, "SELECT count(*) FROM port_allocations WHERE server_handle = 'a'").await, 0);
 }
 
+/// Generation, revision, update time and status of a server, and the pool's revision.
+type Stamps = (i64, i64, String, String, i64);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_the_inventory_are_stamped_and_sums_are_not() {
     let database = fixture().await;
     let mut conn = database.sql.acquire().await.unwrap();
-    let stamps =
-        "SELECT generation, revision, update_time::text, status::text, (SELECT inventory_revision FROM pools)
-                  FROM servers WHERE handle = 'empty'";
-    type Stamps = (i64, i64, String, String, i64);
+    let stamps = "SELECT generation, revision, update_time::text, status::text,
+        (SELECT inventory_revision FROM pools) FROM servers WHERE handle = 'empty'";
     let mut before: Stamps = sqlx::query_as(stamps).fetch_one(&mut *conn).await.unwrap();
     assert_eq!((before.1, before.3.as_str()), (before.4, "ready"), "the newest change is this one");
     // The statement, whether it moves the etag, whether replicas read the row again, and the status after it.
