@@ -85,7 +85,7 @@ struct File {
     path: String,
     /// The whole text.
     text: String,
-    /// The text before its tests.
+    /// The text before its tests; none of a file that is tests alone. Tests may use what they compare with.
     code: String,
 }
 
@@ -122,10 +122,22 @@ fn sources() -> Vec<File> {
         .into_iter()
         .map(|path| {
             let text = fs::read_to_string(&path).unwrap();
-            let code = text.split("\n#[cfg(test)]\n").next().unwrap().to_owned();
-            File { path: path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned(), text, code }
+            let path = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+            let is_tests = path.split('/').any(|part| ["tests", "tests.rs", "testing"].contains(&part));
+            let code = if is_tests { "" } else { before_tests(&text) };
+            File { code: code.to_owned(), path, text }
         })
         .collect()
+}
+
+/// The text before the module of its tests, which is the last of it.
+fn before_tests(text: &str) -> &str {
+    let starts = text.match_indices("\n#[cfg(test)]\n").map(|(at, _)| at);
+    let is_module = |at: &usize| {
+        let item = text[*at..].lines().skip(2).find(|line| !line.starts_with("#["));
+        item.is_some_and(|item| item.starts_with("mod tests {"))
+    };
+    starts.into_iter().find(is_module).map_or(text, |at| &text[..at])
 }
 
 /// The words and the punctuation of Rust source, without comments, strings and characters.
@@ -206,11 +218,10 @@ fn heads(tokens: &[String]) -> Vec<&str> {
 /// The modules at the root of the crate that a file names, by `crate::` or by as many `super::` as lead there.
 fn used(file: &File) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    let all = tokens(&file.text);
-    for (at, _) in all.windows(2).enumerate().filter(|(_, pair)| pair[0] == "crate" && pair[1] == "::") {
-        found.extend(heads(&all[at + 2..]).into_iter().map(str::to_owned));
-    }
     let code = tokens(&file.code);
+    for (at, _) in code.windows(2).enumerate().filter(|(_, pair)| pair[0] == "crate" && pair[1] == "::") {
+        found.extend(heads(&code[at + 2..]).into_iter().map(str::to_owned));
+    }
     let step = |at: usize| {
         code.get(at).is_some_and(|token| token == "super")
             && code.get(at + 1).is_some_and(|token| token == "::")
