@@ -183,7 +183,6 @@ impl Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::v1::ErrorReason;
 
     /// The contract's table, and what `error_reason.proto` adds to it for the inventory.
     const CONTRACT: [(Reason, &str, Disposition); 16] = [
@@ -225,10 +224,7 @@ mod tests {
         let documented = documented();
         for (reason, name, disposition) in CONTRACT {
             assert_eq!((reason.as_str(), reason.disposition()), (name, disposition));
-            assert!(
-                ErrorReason::from_str_name(&format!("ERROR_REASON_{name}")).is_some(),
-                "{name} is not in the proto"
-            );
+            assert!(documented.contains_key(name), "{name} is not in the proto");
             let says = documented[name].split('.').next().unwrap();
             let second = says.split(", ").nth(1);
             assert_eq!(second, Some(disposition.as_str()), "{name}: {says}");

@@ -6,8 +6,6 @@
 mod explain;
 pub mod filter;
 pub mod score;
-#[cfg(test)]
-mod tests;
 
 use std::time::Duration;
 
@@ -209,3 +207,6 @@ fn not_admissible(project: &Project, state: &ServerState, exclusion: &Exclusion)
     .with("cause", exclusion.stage().as_str())
     .with("status", state.server.status)
 }
+
+#[cfg(test)]
+mod tests;

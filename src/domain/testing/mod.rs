@@ -50,9 +50,10 @@ pub fn context_at(now: OffsetDateTime) -> Context {
 /// A number of property test cases, with the same seed each time so that a run can be repeated. `PROPTEST_CASES` and
 /// `PROPTEST_RNG_SEED` take other ones, to search further.
 pub fn cases(cases: u32) -> Config {
+    const UNLESS_SET: u32 = 256;
     let config = Config::default();
     Config {
-        cases: if std::env::var_os("PROPTEST_CASES").is_some() { config.cases } else { cases },
+        cases: if config.cases == UNLESS_SET { cases } else { config.cases },
         rng_seed: if config.rng_seed == RngSeed::Random { RngSeed::Fixed(1) } else { config.rng_seed },
         failure_persistence: None,
         ..config

@@ -3,6 +3,8 @@
 
 mod against_oracle;
 mod bound;
+mod fit;
 mod funnel;
+mod refusals;
 mod rules;
 mod strategies;
