@@ -3,3 +3,4 @@
 mod embedded_postgres;
 mod ensure;
 mod support;
+mod watch;
