@@ -2,5 +2,6 @@
 
 mod embedded_postgres;
 mod ensure;
+mod health;
 mod support;
 mod watch;
