@@ -131,8 +131,12 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         let serve = serving.serve_with_incoming_shutdown(incoming, stop);
         drain(serve, &shutdown, options.drain_timeout).await?;
         // The last handle of the allocator went with the server; what waited in its queue is committed.
-        if tokio::time::timeout(options.drain_timeout, combiner).await.is_err() {
-            tracing::warn!("requests were still waiting when the time to stop was over");
+        tokio::select! {
+            _ = combiner => {}
+            () = shutdown.hard.cancelled() => {}
+            () = tokio::time::sleep(options.drain_timeout) => {
+                tracing::warn!("requests were still waiting when the time to stop was over");
+            }
         }
         let _ = tokio::time::timeout(HEALTH_TIMEOUT, store.close()).await;
         Ok(())
