@@ -2,6 +2,7 @@
 
 mod embedded_postgres;
 mod ensure;
+mod faults;
 mod health;
 mod support;
 mod watch;

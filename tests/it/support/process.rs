@@ -224,6 +224,10 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // One that has ended already may have a successor in its folder.
+        if !matches!(self.process.child().try_wait(), Ok(None)) {
+            return;
+        }
         let postmaster = self.postmaster();
         self.signal(Signal::KILL);
         let _ = self.process.child().wait();
