@@ -23,7 +23,7 @@ use crate::{
         },
     },
     shutdown::Shutdown,
-    store::{Store, StoreError, StoreOptions, pools},
+    store::{self, Store, StoreError, StoreOptions, pools},
 };
 
 /// How often health looks at the database, and how long the database may take to answer.
@@ -88,7 +88,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     let address = listener.local_addr()?;
 
-    let place = options.store.connect.get_host().to_owned();
+    let place = store::place(&options.store.connect);
     let store = Store::new(options.store);
     store.migrate().await.map_err(|error| migration_failed(&error, &place))?;
     let (pool, token_key) = first_look(&store).await.context("cannot read the database")?;
@@ -186,7 +186,7 @@ pub fn migration_failed(error: &MigrateError, place: &str) -> anyhow::Error {
                 anyhow!("the database is read-only; name the primary in --database-url")
             }
             sqlx::Error::Database(refused) => anyhow!("the database refuses: {}", refused.message()),
-            source => anyhow!("cannot reach the database at {place}: {source}"),
+            source => anyhow!("cannot reach the database {place}: {source}"),
         },
         other => anyhow!("cannot migrate the database: {other}"),
     }
