@@ -335,14 +335,14 @@ async fn l46_many_callers_for_one_project_are_one_success_told_many_times() {
 async fn a_service_that_is_killed_under_load_has_lost_and_doubled_nothing() {
     let folder = folder();
     let mut service = start(folder.path()).await;
-    let load = Load::start(&service.endpoint(), 400, Weather::ServiceDies);
-    for answered in [60, 200] {
+    let load = Load::start(&service.endpoint(), 240, Weather::ServiceDies);
+    for answered in [40, 130] {
         load.reach(answered).await;
         service.kill();
         service = blocking(folder.path(), &service.address).await;
     }
     let answered = load.end().await;
-    assert_eq!(answered.len(), 400);
+    assert_eq!(answered.len(), 240);
     repeat(&service.endpoint(), &answered).await;
     check_invariants(&service.sql_url(), &answered).await;
     check_stream(&service.endpoint(), &answered).await;
@@ -352,16 +352,16 @@ async fn a_service_that_is_killed_under_load_has_lost_and_doubled_nothing() {
 async fn a_postgres_that_is_killed_under_load_is_unavailable_at_worst() {
     let folder = folder();
     let service = start(folder.path()).await;
-    let load = Load::start(&service.endpoint(), 400, Weather::DatabaseDies);
+    let load = Load::start(&service.endpoint(), 240, Weather::DatabaseDies);
     let mut killed = Vec::new();
-    for answered in [60, 200] {
+    for answered in [40, 130] {
         load.reach(answered).await;
         let postmaster = service.postmaster().unwrap();
         signal(postmaster, Signal::KILL);
         killed.push(postmaster);
     }
     let answered = load.end().await;
-    assert_eq!(answered.len(), 400);
+    assert_eq!(answered.len(), 240);
     assert!(!killed.contains(&service.postmaster().unwrap()), "another one runs");
     repeat(&service.endpoint(), &answered).await;
     check_invariants(&service.sql_url(), &answered).await;
@@ -372,8 +372,8 @@ async fn a_postgres_that_is_killed_under_load_is_unavailable_at_worst() {
 async fn both_killed_at_once_under_load_have_lost_and_doubled_nothing() {
     let folder = folder();
     let mut service = start(folder.path()).await;
-    let load = Load::start(&service.endpoint(), 300, Weather::ServiceDies);
-    load.reach(100).await;
+    let load = Load::start(&service.endpoint(), 200, Weather::ServiceDies);
+    load.reach(60).await;
     let postmaster = service.postmaster().unwrap();
     service.signal(Signal::KILL);
     signal(postmaster, Signal::KILL);
@@ -389,8 +389,8 @@ async fn both_killed_at_once_under_load_have_lost_and_doubled_nothing() {
 async fn a_service_that_is_told_to_stop_under_load_ends_well_and_its_data_survives() {
     let folder = folder();
     let mut service = start(folder.path()).await;
-    let load = Load::start(&service.endpoint(), 300, Weather::ServiceDies);
-    load.reach(60).await;
+    let load = Load::start(&service.endpoint(), 200, Weather::ServiceDies);
+    load.reach(40).await;
     service.signal(Signal::TERM);
     let status = tokio::task::spawn_blocking(move || (service.wait(), service)).await.unwrap();
     let (status, stopped) = status;

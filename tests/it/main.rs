@@ -4,5 +4,6 @@ mod embedded_postgres;
 mod ensure;
 mod faults;
 mod health;
+mod startup;
 mod support;
 mod watch;
