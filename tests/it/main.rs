@@ -1,5 +1,6 @@
 //! Every test that touches Postgres, a socket or a process; see `support`.
 
+mod cli;
 mod embedded_postgres;
 mod ensure;
 mod faults;
