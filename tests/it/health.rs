@@ -59,50 +59,51 @@ async fn health_is_told_for_the_whole_and_for_each_service() {
     assert_eq!(unknown.code(), Code::NotFound);
 }
 
-macro_rules! reflected_services {
-    ($channel:expr, $version:ident) => {{
-        use tonic_reflection::pb::$version::{
-            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-        };
-        let request = ServerReflectionRequest {
-            message_request: Some(MessageRequest::ListServices(String::new())),
-            ..ServerReflectionRequest::default()
-        };
-        let mut client = ServerReflectionClient::new($channel.clone());
-        let answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap();
-        let answer = answers.into_inner().message().await.unwrap().unwrap();
-        let Some(MessageResponse::ListServicesResponse(listed)) = answer.message_response else {
-            panic!("{answer:?}")
-        };
-        let mut names: Vec<_> = listed.service.into_iter().map(|service| service.name).collect();
-        names.sort_unstable();
-        names
-    }};
+/// A client of one version of the reflection protocol; the versions differ in nothing but their names.
+macro_rules! reflection {
+    ($version:ident) => {
+        pub mod $version {
+            use tonic::transport::Channel;
+            use tonic_reflection::pb::$version::{
+                ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+                server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+            };
+
+            async fn ask(channel: &Channel, request: MessageRequest) -> MessageResponse {
+                let request =
+                    ServerReflectionRequest { message_request: Some(request), ..Default::default() };
+                let mut client = ServerReflectionClient::new(channel.clone());
+                let answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap();
+                answers.into_inner().message().await.unwrap().unwrap().message_response.unwrap()
+            }
+
+            pub async fn services(channel: &Channel) -> Vec<String> {
+                match ask(channel, MessageRequest::ListServices(String::new())).await {
+                    MessageResponse::ListServicesResponse(listed) => {
+                        listed.service.into_iter().map(|service| service.name).collect()
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+
+            pub async fn knows(channel: &Channel, symbol: &str) -> bool {
+                let answer = ask(channel, MessageRequest::FileContainingSymbol(symbol.to_owned())).await;
+                matches!(answer, MessageResponse::FileDescriptorResponse(_))
+            }
+        }
+    };
 }
 
-macro_rules! reflects_symbol {
-    ($channel:expr, $version:ident, $symbol:expr) => {{
-        use tonic_reflection::pb::$version::{
-            ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
-            server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
-        };
-        let request = ServerReflectionRequest {
-            message_request: Some(MessageRequest::FileContainingSymbol($symbol.to_owned())),
-            ..ServerReflectionRequest::default()
-        };
-        let mut client = ServerReflectionClient::new($channel.clone());
-        let answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap();
-        let answer = answers.into_inner().message().await.unwrap().unwrap();
-        matches!(answer.message_response, Some(MessageResponse::FileDescriptorResponse(_)))
-    }};
+mod reflected {
+    reflection!(v1);
+    reflection!(v1alpha);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reflection_of_both_versions_lists_the_services_and_the_details_of_errors() {
     let service = TestService::start().await;
     let channel = &service.client.channel;
-    for listed in [reflected_services!(channel, v1), reflected_services!(channel, v1alpha)] {
+    for listed in [reflected::v1::services(channel).await, reflected::v1alpha::services(channel).await] {
         for name in [ALLOCATOR, INVENTORY, "grpc.health.v1.Health"] {
             assert!(listed.iter().any(|listed| listed == name), "{name}: {listed:?}");
         }
@@ -110,8 +111,8 @@ async fn reflection_of_both_versions_lists_the_services_and_the_details_of_error
     for symbol in
         [ALLOCATOR, "resourceallocator.v1.ErrorReason", "google.rpc.ErrorInfo", "google.rpc.RetryInfo"]
     {
-        assert!(reflects_symbol!(channel, v1, symbol), "{symbol}");
-        assert!(reflects_symbol!(channel, v1alpha, symbol), "{symbol}");
+        assert!(reflected::v1::knows(channel, symbol).await, "{symbol}");
+        assert!(reflected::v1alpha::knows(channel, symbol).await, "{symbol}");
     }
 }
 
@@ -325,7 +326,7 @@ async fn l43_a_stop_has_an_end_with_clients_that_do_not_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_a_long_drain() {
     let mut builder = TestService::builder();
-    builder.drain_timeout = Duration::from_secs(3600);
+    builder.drain_timeout = Duration::from_hours(1);
     let mut service = builder.start().await;
     service.client.register(server("web-1")).await;
     let mut health = HealthWatch::open(&service.client.channel, "").await;

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Far above what anything takes: a bound for a hang, not an expectation.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A temporary folder that the user whom root's Postgres runs as may enter.
 pub fn folder() -> TempDir {
@@ -153,7 +153,7 @@ pub struct ProcessOptions<'a> {
 
 /// The service as a process.
 pub struct Process {
-    process: Ended,
+    child: Ended,
     /// Where it listens: an address and a port.
     pub address: String,
     /// The private Postgres' folder, where it has one.
@@ -177,11 +177,11 @@ impl Process {
         let mut command = binary();
         command.args(["serve", "--listen", options.listen]).args(options.database).args(options.flags);
         command.stdout(Stdio::null());
-        let process = Ended::start(command);
-        let address = process.said.wait_for("listening on ");
+        let child = Ended::start(command);
+        let address = child.said.wait_for("listening on ");
         let [flag, value] = options.database;
         let cluster = (flag == "--data-dir").then(|| Path::new(value).join("postgres"));
-        Self { process, address, cluster }
+        Self { child, address, cluster }
     }
 
     /// Where clients find it.
@@ -191,17 +191,17 @@ impl Process {
 
     /// The URL of its private database, as its log gives it to people.
     pub fn sql_url(&self) -> String {
-        self.process.said.wait_for("psql '")
+        self.child.said.wait_for("psql '")
     }
 
     /// What it says on standard error.
     pub fn said(&self) -> &Said {
-        &self.process.said
+        &self.child.said
     }
 
     /// Sends it a signal.
     pub fn signal(&self, which: Signal) {
-        signal(self.process.pid(), which);
+        signal(self.child.pid(), which);
     }
 
     /// The postmaster of its private Postgres; none while there is none.
@@ -212,7 +212,7 @@ impl Process {
 
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
-        self.process.wait()
+        self.child.wait()
     }
 
     /// Kills it as the kernel would, with no chance to tidy up.
@@ -225,17 +225,19 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         // One that has ended already may have a successor in its folder.
-        if !matches!(self.process.child().try_wait(), Ok(None)) {
+        if !matches!(self.child.child().try_wait(), Ok(None)) {
             return;
         }
         let postmaster = self.postmaster();
         self.signal(Signal::KILL);
-        let _ = self.process.child().wait();
+        let _ = self.child.child().wait();
         // The kernel tells Postgres of the service's death; the folder must outlive it.
         let begin = Instant::now();
         while postmaster.is_some_and(is_running) {
             if begin.elapsed() > Duration::from_secs(20) {
-                postmaster.into_iter().for_each(|pid| signal(pid, Signal::KILL));
+                if let Some(pid) = postmaster {
+                    signal(pid, Signal::KILL);
+                }
                 return;
             }
             thread::sleep(Duration::from_millis(10));
