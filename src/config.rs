@@ -1,11 +1,14 @@
 //! The flags of `serve`, each with its environment variable and its default. There is no other configuration file.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{ffi::OsStr, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use clap::{Args, ValueEnum};
+use clap::{Arg, Args, Command, ValueEnum, builder::TypedValueParser, error::ErrorKind};
 use sqlx::postgres::PgConnectOptions;
 
-use crate::{domain::request::Strategy, store::StoreOptions};
+use crate::{
+    domain::request::Strategy,
+    store::{self, StoreOptions},
+};
 
 /// How long a request waits for a connection to the database.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -29,11 +32,7 @@ impl DatabaseUrl {
     /// Where it leads, without credentials.
     #[must_use]
     pub fn place(&self) -> String {
-        let place = match self.0.get_socket() {
-            Some(socket) => socket.display().to_string(),
-            None => format!("{}:{}", self.0.get_host(), self.0.get_port()),
-        };
-        format!("{place}, database `{}`", self.0.get_database().unwrap_or_else(|| self.0.get_username()))
+        store::place(&self.0)
     }
 }
 
@@ -55,12 +54,33 @@ impl FromStr for DatabaseUrl {
     }
 }
 
+/// Reads a [`DatabaseUrl`] without repeating it: clap's own message would show the password.
+#[derive(Debug, Clone)]
+struct DatabaseUrlParser;
+
+impl TypedValueParser for DatabaseUrlParser {
+    type Value = DatabaseUrl;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        _: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<DatabaseUrl, clap::Error> {
+        let url = value.to_str().ok_or_else(|| "it is not UTF-8".to_owned()).and_then(str::parse);
+        url.map_err(|problem| {
+            let message = format!("invalid value for '--database-url <URL>': {problem}\n");
+            clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command)
+        })
+    }
+}
+
 /// Which database.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Database")]
 pub struct DatabaseArgs {
     /// The Postgres to use; without it, the service keeps a private one in its data folder
-    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", value_parser = DatabaseUrlParser)]
     pub database_url: Option<DatabaseUrl>,
     /// The most connections to it
     #[arg(long, env = "RESOURCE_ALLOCATOR_DATABASE_CONNECTIONS", default_value_t = 16, value_name = "N",

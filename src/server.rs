@@ -26,7 +26,7 @@ use crate::{
         },
     },
     shutdown::Shutdown,
-    store::{Store, StoreError, StoreOptions, pools},
+    store::{self, Store, StoreError, StoreOptions, pools},
 };
 
 /// How often health looks at the database, and how long the database may take to answer.
@@ -93,12 +93,12 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         .with_context(|| format!("cannot listen on {}", options.listen))?;
     let address = listener.local_addr()?;
 
-    let place = options.store.connect.get_host().to_owned();
+    let place = store::place(&options.store.connect);
     let store = Store::new(options.store);
     store.migrate().await.map_err(|error| migration_failed(&error, &place))?;
     let (pool, token_key) = first_look(&store).await.context("cannot read the database")?;
 
-    let (allocator, combiner) = Allocator::start(store.clone(), options.allocator);
+    let (allocator, mut allocating) = Allocator::start(store.clone(), options.allocator);
     let hub = Hub::start(store.clone(), allocator.committed(), shutdown.soft.clone());
     let api = Api::new(allocator, hub, &token_key, pool.epoch, options.strategy);
     for server in options.inventory {
@@ -136,10 +136,18 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
             }
         };
         let serve = serving.serve_with_incoming_shutdown(incoming, stop);
-        drain(serve, &shutdown, options.drain_timeout).await?;
+        tokio::select! {
+            served = drain(serve, &shutdown, options.drain_timeout) => served?,
+            // A replica that cannot allocate any more is better started anew than left to say so to every caller.
+            Some(_) = allocating.join_next() => bail!("the allocator failed; its message is above"),
+        }
         // The last handle of the allocator went with the server; what waited in its queue is committed.
-        if tokio::time::timeout(LAST_COMMIT, combiner).await.is_err() {
-            tracing::warn!("requests were still waiting when the time to stop was over");
+        tokio::select! {
+            () = async { while allocating.join_next().await.is_some() {} } => {}
+            () = shutdown.hard.cancelled() => {}
+            () = tokio::time::sleep(LAST_COMMIT) => {
+                tracing::warn!("requests were still waiting when the time to stop was over");
+            }
         }
         let _ = tokio::time::timeout(HEALTH_TIMEOUT, store.close()).await;
         Ok(())
@@ -189,7 +197,7 @@ pub fn migration_failed(error: &MigrateError, place: &str) -> anyhow::Error {
                 anyhow!("the database is read-only; name the primary in --database-url")
             }
             sqlx::Error::Database(refused) => anyhow!("the database refuses: {}", refused.message()),
-            source => anyhow!("cannot reach the database at {place}: {source}"),
+            source => anyhow!("cannot reach the database {place}: {source}"),
         },
         other => anyhow!("cannot migrate the database: {other}"),
     }

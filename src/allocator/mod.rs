@@ -6,6 +6,7 @@ pub mod combiner;
 pub mod command;
 mod ensure;
 mod error;
+mod housekeeper;
 mod inventory;
 mod journal;
 mod reader;
@@ -15,13 +16,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{RwLock, mpsc, oneshot, watch},
-    task::JoinHandle,
+    task::JoinSet,
 };
 
 pub use self::error::Error;
 use self::{
     combiner::Combiner,
     command::{Answer, EnsureAnswer, Job, Outcome, ProjectView, ReleaseAnswer, Request},
+    housekeeper::Housekeeper,
     reader::Reader,
     replica::Replica,
 };
@@ -34,18 +36,13 @@ use crate::{
         server::Observation,
     },
     store::{
-        Store, StoreError,
+        Store,
         placements::ProjectRecord,
         pools,
         ports::{self, AllocationFilter, AllocationRecord},
         servers::{self, ServerFilter, ServerRecord},
     },
 };
-
-/// How often the log is told what nobody asked for.
-const HOUSEKEEPING: Duration = Duration::from_secs(2);
-/// How many rested ports are removed at once.
-const RESTED_STEP: i64 = 1_000;
 
 /// What the allocator depends on beside the database.
 #[derive(Debug, Clone, Copy)]
@@ -94,20 +91,28 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// Starts the tasks behind the use cases. They end, what waits committed, when the last handle is dropped; the returned
-    /// task is the combiner's.
+    /// Starts the tasks behind the use cases. They end, what waits committed, when the last handle is dropped. One that ends
+    /// before has failed, and no other takes its place.
     #[must_use]
-    pub fn start(store: Store, options: AllocatorOptions) -> (Self, JoinHandle<()>) {
+    pub fn start(store: Store, options: AllocatorOptions) -> (Self, JoinSet<()>) {
         let (queue, jobs) = mpsc::channel(options.queue_limit);
         let (committed, news) = watch::channel(0);
         let replica = Arc::new(RwLock::new(Replica::default()));
         let combiner =
             Combiner { store: store.clone(), options, replica: Arc::clone(&replica), queue: jobs, committed };
-        let task = tokio::spawn(combiner.run());
-        let reader = Reader::start(store.clone(), options.queue_limit);
-        let allocator = Self { store, options, replica, queue, reader, committed: news };
-        tokio::spawn(keep_house(allocator.clone_weak()));
-        (allocator, task)
+        let (reader, reads) = Reader::new(store.clone(), options.queue_limit);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(combiner.run());
+        tasks.spawn(reads);
+        // It holds none of what keeps the tasks alive.
+        let housekeeper = Housekeeper {
+            store: store.clone(),
+            options,
+            replica: Arc::clone(&replica),
+            queue: queue.downgrade(),
+        };
+        tokio::spawn(housekeeper.run());
+        (Self { store, options, replica, queue, reader, committed: news }, tasks)
     }
 
     /// The number of the newest event that this replica committed; changes tell a tailer that there is something to read.
@@ -329,16 +334,6 @@ impl Allocator {
             sequence: record.last_sequence,
         }
     }
-
-    /// What housekeeping needs, and none of what keeps the tasks alive.
-    fn clone_weak(&self) -> Housekeeper {
-        Housekeeper {
-            store: self.store.clone(),
-            options: self.options,
-            replica: Arc::clone(&self.replica),
-            queue: self.queue.downgrade(),
-        }
-    }
 }
 
 fn page<T>(mut items: Vec<T>, page_size: i64, sequence: i64) -> Listed<T> {
@@ -346,56 +341,4 @@ fn page<T>(mut items: Vec<T>, page_size: i64, sequence: i64) -> Listed<T> {
     let more = items.len() > page_size;
     items.truncate(page_size);
     Listed { items, more, sequence }
-}
-
-struct Housekeeper {
-    store: Store,
-    options: AllocatorOptions,
-    replica: Arc<RwLock<Replica>>,
-    queue: mpsc::WeakSender<Job>,
-}
-
-/// Removes ports whose rest is over, in small steps, and has the combiner tell the log what nobody asked for. It looks before
-/// it asks, so that an idle service writes nothing.
-async fn keep_house(housekeeper: Housekeeper) {
-    let mut ticks = tokio::time::interval(HOUSEKEEPING);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        if housekeeper.queue.strong_count() == 0 {
-            return;
-        }
-        if let Err(error) = housekeeper.step().await {
-            // Each request that meets the same error reports it; this one comes again by itself.
-            tracing::debug!(error = &error as &dyn std::error::Error, "housekeeping did not run");
-        }
-    }
-}
-
-impl Housekeeper {
-    async fn step(&self) -> Result<(), Error> {
-        let mut conn = self.store.acquire().await?;
-        let (pool, rested) = (pools::find(&mut conn).await?, ports::has_rested(&mut conn).await?);
-        drop(conn);
-        if rested {
-            // Without the pool's row: a port whose rest is over is free whether its row is there or not.
-            let mut transaction = self.store.begin_write().await?;
-            ports::delete_rested(&mut transaction, RESTED_STEP).await?;
-            transaction.commit().await.map_err(StoreError::from)?;
-        }
-        let context = Context { now: pool.now, usage_max_age: self.options.usage_max_age };
-        let needed = {
-            let replica = self.replica.read().await;
-            let stale = |state| inventory::is_stale(state, &context);
-            replica.is_behind(&pool) || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))
-        };
-        let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(()) };
-        let (reply, answer) = oneshot::channel();
-        let job = Job { request_id: "housekeeping".to_owned(), request: Request::Housekeep, reply };
-        if queue.try_send(job).is_ok() {
-            drop(queue);
-            answer.await.map_err(|_| Error::ShuttingDown)??;
-        }
-        Ok(())
-    }
 }

@@ -23,12 +23,10 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Starts the task that reads; it ends when the last reader is dropped.
-    #[must_use]
-    pub fn start(store: Store, limit: usize) -> Self {
+    /// A reader, and the task that reads for it; the task ends when the last reader is dropped.
+    pub fn new(store: Store, limit: usize) -> (Self, impl Future<Output = ()> + Send) {
         let (queue, waiting) = mpsc::channel(limit);
-        tokio::spawn(run(store, waiting));
-        Self { queue, limit }
+        (Self { queue, limit }, run(store, waiting))
     }
 
     /// What is committed for a project, as of a moment after the call.

@@ -38,12 +38,14 @@ pub struct Api {
     allocator: Allocator,
     hub: Hub,
     tokens: Arc<Tokens>,
+    /// The one that the log was of at the start.
     epoch: Uuid,
     default_strategy: Strategy,
 }
 
 impl Api {
-    /// The services over a running allocator. `epoch` is the history that the log is of, `token_key` what signs its tokens.
+    /// The services over a running allocator. `epoch` is the history that the log is of at the start, `token_key` what
+    /// signs its tokens.
     #[must_use]
     pub fn new(
         allocator: Allocator,
@@ -55,8 +57,13 @@ impl Api {
         Self { allocator, hub, tokens: Arc::new(Tokens::new(token_key)), epoch, default_strategy }
     }
 
+    /// The history that the log is of now: a backup may be restored under a running service.
+    fn epoch(&self) -> Uuid {
+        self.hub.epoch().unwrap_or(self.epoch)
+    }
+
     fn resume_token(&self, sequence: i64) -> String {
-        self.tokens.seal(&ResumeToken { epoch: self.epoch, sequence })
+        self.tokens.seal(&ResumeToken { epoch: self.epoch(), sequence })
     }
 
     /// Calls the work of an RPC, and turns its error into a status.
@@ -69,7 +76,7 @@ impl Api {
         let answer = work(self, request.into_inner(), request_id.clone()).await;
         answer
             .map(Response::new)
-            .map_err(|error| to_status(&error, &request_id, &self.tokens, Some(self.epoch)))
+            .map_err(|error| to_status(&error, &request_id, &self.tokens, Some(self.epoch())))
     }
 }
 

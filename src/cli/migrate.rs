@@ -8,7 +8,7 @@ use super::serve::database;
 use crate::{
     config::{DatabaseArgs, LogArgs},
     server::migration_failed,
-    store::{MIGRATOR, Store},
+    store::{self, MIGRATOR, Store},
     telemetry,
 };
 
@@ -28,7 +28,7 @@ pub struct MigrateArgs {
 pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
     telemetry::init(args.log.log_format);
     let (cluster, connect) = database(&args.database)?;
-    let place = connect.get_host().to_owned();
+    let place = store::place(&connect);
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

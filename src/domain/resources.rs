@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    ops::{Add, AddAssign, Neg, Sub, SubAssign},
+    ops::{Add, AddAssign, Sub, SubAssign},
 };
 
 use serde::{Deserialize, Serialize};
@@ -121,13 +121,6 @@ impl Sub for Resources {
     type Output = Self;
     fn sub(self, other: Self) -> Self {
         self.zip(other, |a, b| a - b)
-    }
-}
-
-impl Neg for Resources {
-    type Output = Self;
-    fn neg(self) -> Self {
-        Self::ZERO - self
     }
 }
 

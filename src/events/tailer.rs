@@ -46,6 +46,12 @@ impl Hub {
         hub
     }
 
+    /// The history that the log is of, as last seen; none before the first look.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Uuid> {
+        self.position.borrow().map(|position| position.epoch)
+    }
+
     async fn follow(&self) -> Result<(), StoreError> {
         let mut conn = self.store.acquire().await?;
         let pool = pools::find(&mut conn).await?;

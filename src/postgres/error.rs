@@ -33,7 +33,7 @@ pub enum Error {
 
     /// A folder that the cluster needs cannot be made, read or written.
     #[error(
-        "the data folder needs {}, which cannot be used ({source}): give it to this user, \
+        "the data folder needs {}, which cannot be used ({cause}): give it to this user, \
          or choose another folder with --data-dir",
         path.display()
     )]
@@ -41,7 +41,7 @@ pub enum Error {
         /// The file or folder that failed.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// Privileges are dropped for Postgres, and then a folder on the way may not be entered.
@@ -155,12 +155,12 @@ pub enum Error {
     },
 
     /// A program could not be run at all.
-    #[error("{} cannot be run: {source}", program.display())]
+    #[error("{} cannot be run: {cause}", program.display())]
     NotRunnable {
         /// The program.
         program: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 
     /// The thread that watches over Postgres is gone, or could not be had.
@@ -171,12 +171,12 @@ pub enum Error {
 impl Error {
     /// Turns what the system says about `path` into [`Error::NotWritable`].
     pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::NotWritable { path: path.to_owned(), source }
+        move |cause| Self::NotWritable { path: path.to_owned(), cause }
     }
 
     /// Turns what the system says about starting `program` into [`Error::NotRunnable`].
     pub(super) fn running(program: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::NotRunnable { program: program.to_owned(), source }
+        move |cause| Self::NotRunnable { program: program.to_owned(), cause }
     }
 }
 

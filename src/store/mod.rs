@@ -13,7 +13,7 @@ pub mod servers;
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions as _, PgPool, Postgres, Transaction,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -32,6 +32,19 @@ const BEGIN_WRITE: &str = "BEGIN; \
     SET LOCAL resource_allocator.writer = 'service'";
 
 const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// How long a start tries once more to learn why the database cannot be reached.
+const LAST_TRY: Duration = Duration::from_secs(3);
+
+/// Where a connection leads, without credentials.
+#[must_use]
+pub fn place(connect: &PgConnectOptions) -> String {
+    let server = match connect.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", connect.get_host(), connect.get_port()),
+    };
+    format!("`{}` at {server}", connect.get_database().unwrap_or_else(|| connect.get_username()))
+}
 
 /// How the database is reached.
 #[derive(Debug, Clone)]
@@ -73,7 +86,18 @@ impl Store {
     /// # Errors
     /// [`MigrateError`], of which `VersionMissing` says that a newer release migrated this database.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
-        MIGRATOR.run(&self.pool).await
+        match MIGRATOR.run(&self.pool).await {
+            // The pool, which tried until its time was over, does not say what it met.
+            Err(MigrateError::Execute(sqlx::Error::PoolTimedOut)) => {
+                let options = self.pool.connect_options();
+                match tokio::time::timeout(LAST_TRY, PgConnection::connect_with(&options)).await {
+                    Ok(Ok(mut conn)) => MIGRATOR.run(&mut conn).await,
+                    Ok(Err(error)) => Err(MigrateError::Execute(error)),
+                    Err(_) => Err(MigrateError::Execute(sqlx::Error::PoolTimedOut)),
+                }
+            }
+            result => result,
+        }
     }
 
     /// Whether the database answers.

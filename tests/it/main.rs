@@ -2,10 +2,13 @@
 
 mod architecture;
 mod bad_input;
+mod cli;
 mod embedded_postgres;
 mod ensure;
+mod faults;
 mod find_server;
 mod hand_edits;
+mod health;
 mod inventory;
 mod list;
 mod migrations;
@@ -14,5 +17,7 @@ mod refusals;
 mod release;
 mod replicas;
 mod schema;
+mod startup;
 mod support;
 mod sync;
+mod watch;

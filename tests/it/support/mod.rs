@@ -3,6 +3,7 @@
 
 mod database;
 pub mod inventory;
+pub mod process;
 pub mod requests;
 mod service;
 mod tables;

@@ -13,6 +13,7 @@ use resource_allocator::{
     shutdown::Shutdown,
     store::StoreOptions,
 };
+use sqlx::postgres::PgConnectOptions;
 use tonic::{Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
@@ -42,16 +43,17 @@ impl TestServiceBuilder {
 
     /// Starts a replica on a database that others may use too.
     pub async fn start_replica(self, database: &TestDatabase) -> (RunningServer, Client, Shutdown) {
+        self.start_at(database.connect_options()).await
+    }
+
+    /// Starts a service on a database that is somewhere else.
+    pub async fn start_at(self, connect: PgConnectOptions) -> (RunningServer, Client, Shutdown) {
         let shutdown = Shutdown::default();
         let options = ServerOptions {
             listen: "127.0.0.1:0".parse().unwrap(),
             insecure_allow_remote: false,
             drain_timeout: self.drain_timeout,
-            store: StoreOptions {
-                connect: database.connect_options(),
-                max_connections: 16,
-                acquire_timeout: Duration::from_secs(5),
-            },
+            store: StoreOptions { connect, max_connections: 16, acquire_timeout: Duration::from_secs(5) },
             allocator: self.allocator,
             strategy: self.strategy,
             inventory: Vec::new(),

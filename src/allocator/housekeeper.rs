@@ -1,0 +1,71 @@
+//! Housekeeping: removes ports whose rest is over, in small steps, and has the combiner tell the log what nobody asked for. It
+//! looks before it asks, so that an idle service writes nothing.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{RwLock, mpsc, oneshot};
+
+use super::{
+    AllocatorOptions, Error,
+    command::{Job, Request},
+    inventory,
+    replica::Replica,
+};
+use crate::{
+    domain::placement::Context,
+    store::{Store, StoreError, pools, ports},
+};
+
+/// How often the log is told what nobody asked for.
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// How many rested ports are removed at once.
+const RESTED_STEP: i64 = 1_000;
+
+/// Looks after what no request does.
+pub(super) struct Housekeeper {
+    pub(super) store: Store,
+    pub(super) options: AllocatorOptions,
+    pub(super) replica: Arc<RwLock<Replica>>,
+    pub(super) queue: mpsc::WeakSender<Job>,
+}
+
+impl Housekeeper {
+    /// Works until nobody can put anything into the queue any more.
+    pub(super) async fn run(self) {
+        let mut ticks = tokio::time::interval(HOUSEKEEPING);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while self.queue.strong_count() > 0 {
+            ticks.tick().await;
+            if let Err(error) = self.step().await {
+                // Each request that meets the same error reports it; this one comes again by itself.
+                tracing::debug!(error = &error as &dyn std::error::Error, "housekeeping did not run");
+            }
+        }
+    }
+
+    async fn step(&self) -> Result<(), Error> {
+        let mut conn = self.store.acquire().await?;
+        let (pool, rested) = (pools::find(&mut conn).await?, ports::has_rested(&mut conn).await?);
+        drop(conn);
+        if rested {
+            // Without the pool's row: a port whose rest is over is free whether its row is there or not.
+            let mut transaction = self.store.begin_write().await?;
+            ports::delete_rested(&mut transaction, RESTED_STEP).await?;
+            transaction.commit().await.map_err(StoreError::from)?;
+        }
+        let context = Context { now: pool.now, usage_max_age: self.options.usage_max_age };
+        let needed = {
+            let replica = self.replica.read().await;
+            let stale = |state| inventory::is_stale(state, &context);
+            replica.is_behind(&pool) || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))
+        };
+        let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(()) };
+        let (reply, answer) = oneshot::channel();
+        let job = Job { request_id: "housekeeping".to_owned(), request: Request::Housekeep, reply };
+        if queue.try_send(job).is_ok() {
+            drop(queue);
+            answer.await.map_err(|_| Error::ShuttingDown)??;
+        }
+        Ok(())
+    }
+}
