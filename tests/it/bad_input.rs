@@ -274,7 +274,7 @@ impl<Q: Clone + std::fmt::Debug> Table<Q> {
         let udp = v1::ModuleSpec { protocol: v1::Protocol::Udp.into(), ..module("web") };
         self.name("modules[0].name", 63, |q, name| modules(q)[0].name = name)
             .each("modules[1].name", ["a/b", "a:b"].map(ToOwned::to_owned), |q, name| {
-                modules(q)[1].name = name
+                modules(q)[1].name = name;
             })
             .port("modules[1].port", |q, port| modules(q)[1].port = Some(port))
             .enumeration("modules[0].protocol", 2, |q, protocol| modules(q)[0].protocol = protocol)
@@ -570,10 +570,10 @@ fn server_fields<Q: Clone + std::fmt::Debug>(
         .port(&field("port_range.end"), |q, port| at(q).port_range = Some(range(9000, port)))
         .bad(&[&field("port_range")], |q| at(q).port_range = Some(range(9000, 8999)))
         .bad(&[&field("port_range.start"), &field("port_range.end")], |q| {
-            at(q).port_range = Some(range(0, 0))
+            at(q).port_range = Some(range(0, 0));
         })
         .port(&field("excluded_ports[1].start"), |q, port| {
-            at(q).excluded_ports = vec![range(1, 1), range(port, 9000)]
+            at(q).excluded_ports = vec![range(1, 1), range(port, 9000)];
         })
         .port(&field("excluded_ports[0].end"), |q, port| at(q).excluded_ports = vec![range(9000, port)])
         .bad(&[&field("excluded_ports[0]")], |q| at(q).excluded_ports = vec![range(2, 1)])
@@ -616,7 +616,7 @@ async fn a_malformed_registration_is_refused_field_by_field() {
     server_fields(table, "server", |q| q.server.as_mut().unwrap())
         .bad(&["server"], |q| q.server = None)
         .bad(&["server.handle", "server.address", "server.capacity"], |q| {
-            q.server = Some(v1::Server::default())
+            q.server = Some(v1::Server::default());
         })
         .each(
             "server.source",
@@ -669,6 +669,7 @@ async fn a_malformed_list_of_servers_is_refused_field_by_field() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn a_malformed_update_is_refused_field_by_field() {
     let service = stocked().await;
     let update = |server: v1::Server, paths: &[&str]| v1::UpdateServerRequest {
@@ -714,7 +715,7 @@ async fn a_malformed_update_is_refused_field_by_field() {
     let mut table = Table::of(named(server("x"), &["address", "capacity", "headroom", "labels"]))
         .name("server.handle", 128, |q, handle| q.server.as_mut().unwrap().handle = handle)
         .bad(&["server.handle", "server.address"], |q| {
-            (q.server, q.update_mask.as_mut().unwrap().paths) = (None, vec!["address".to_owned()])
+            (q.server, q.update_mask.as_mut().unwrap().paths) = (None, vec!["address".to_owned()]);
         })
         .each("update_mask", no_masks, |q, mask| q.update_mask = mask)
         .each(
@@ -727,14 +728,14 @@ async fn a_malformed_update_is_refused_field_by_field() {
             },
         )
         .each("server.address", no_addresses(), |q, address| {
-            *q = named(v1::Server { address, ..Default::default() }, &["address"])
+            *q = named(v1::Server { address, ..Default::default() }, &["address"]);
         })
         .enumeration("server.status", 9, |q, status| {
-            *q = named(v1::Server { status, ..Default::default() }, &["status"])
+            *q = named(v1::Server { status, ..Default::default() }, &["status"]);
         })
         // IN_USE cannot be set, and to be set to nothing is not to be left.
         .each("server.status", [4, 0], |q, status| {
-            *q = named(v1::Server { status, ..Default::default() }, &["status"])
+            *q = named(v1::Server { status, ..Default::default() }, &["status"]);
         })
         .labels("server.labels", |q, key, value| drop(q.server.as_mut().unwrap().labels.insert(key, value)))
         .resources("server.capacity", |q, amounts| q.server.as_mut().unwrap().capacity = Some(amounts))
@@ -743,7 +744,7 @@ async fn a_malformed_update_is_refused_field_by_field() {
             *q = named(
                 v1::Server { port_range: Some(range(port, 9000)), ..Default::default() },
                 &["port_range"],
-            )
+            );
         })
         .port("server.excluded_ports[0].end", |q, port| {
             *q = named(
@@ -780,7 +781,7 @@ async fn a_malformed_update_is_refused_field_by_field() {
         ..Default::default()
     };
     table = table.bad(&["server.capacity.ram_mb"], |q| {
-        *q = named(too_much.clone(), &["capacity.ram_mb", "capacity.disk_mb"])
+        *q = named(too_much.clone(), &["capacity.ram_mb", "capacity.disk_mb"]);
     });
     table = table.bad(&["server.headroom.disk_mb"], |q| *q = named(too_much.clone(), &["headroom.disk_mb"]));
     table.refuse(&service, async |mut client, q| client.inventory.update_server(q).await.map(drop)).await;
@@ -823,7 +824,7 @@ async fn a_malformed_sync_is_refused_field_by_field() {
         ..Default::default()
     };
     let without_source = |q: &mut v1::SyncServersRequest| {
-        q.servers.iter_mut().for_each(|server| server.source = String::new())
+        q.servers.iter_mut().for_each(|server| server.source = String::new());
     };
     server_fields(Table::of(valid), "servers[1]", |q| &mut q.servers[1])
         .name("source", 63, |q, source| {

@@ -759,7 +759,7 @@ async fn to_wait_for_capacity_is_not_offered_yet_and_said_so() {
 #[tokio::test(flavor = "multi_thread")]
 async fn l19_a_port_that_was_given_back_rests_while_another_is_free() {
     let mut builder = TestService::builder();
-    builder.allocator.port_rest = Duration::from_secs(3600);
+    builder.allocator.port_rest = Duration::from_hours(1);
     let mut service = builder.start().await;
     let client = &mut service.client;
     let range = Some(v1::PortRange { start: 8000, end: 8002 });

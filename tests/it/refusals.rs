@@ -123,7 +123,7 @@ async fn let_usage_grow_stale(service: &mut TestService, handle: &str) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), told).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(1), told).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -121,11 +121,6 @@ impl TestDatabase {
     pub fn connect_options(&self) -> PgConnectOptions {
         PgConnectOptions::from_str(&self.url).unwrap()
     }
-
-    /// The folder of the Postgres programs in use.
-    pub fn bin_dir() -> &'static std::path::Path {
-        cluster().bin_dir()
-    }
 }
 
 impl Drop for TestDatabase {

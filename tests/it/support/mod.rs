@@ -3,6 +3,7 @@
 
 mod database;
 pub mod inventory;
+
 pub mod process;
 pub mod requests;
 mod service;
@@ -10,5 +11,5 @@ mod tables;
 
 pub use self::{
     database::TestDatabase,
-    service::{Client, TestService, TestServiceBuilder, error_info, server, violations},
+    service::{Client, TestService, error_info, server, violations},
 };

@@ -40,11 +40,13 @@ pub fn udp(name: &str) -> v1::ModuleSpec {
 }
 
 /// So much memory, the rest unset.
+#[expect(clippy::unnecessary_wraps, reason = "as the field of a message takes it")]
 pub fn ram(ram_mb: u64) -> Option<v1::Resources> {
     Some(v1::Resources { ram_mb: Some(ram_mb), ..Default::default() })
 }
 
 /// All three amounts.
+#[expect(clippy::unnecessary_wraps, reason = "as the field of a message takes it")]
 pub fn resources(cpu_millis: u32, ram_mb: u64, disk_mb: u64) -> Option<v1::Resources> {
     Some(v1::Resources { cpu_millis: Some(cpu_millis), ram_mb: Some(ram_mb), disk_mb: Some(disk_mb) })
 }
