@@ -34,7 +34,7 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the last transaction may take once every connection is closed, or had its time.
 const LAST_COMMIT: Duration = Duration::from_secs(3);
-/// A sync of ten thousand servers with all their labels fits; nothing else comes near.
+/// A sync of ten thousand servers with a dozen labels each fits; nothing else comes near.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// How often an idle connection is asked whether its client is there, and how long the client may take to answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);

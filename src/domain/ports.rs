@@ -1,6 +1,6 @@
 //! The ports of one server: which are held, which rest, which are never given; and the choice of the lowest free one.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -178,10 +178,12 @@ pub enum PortShortage {
 pub struct ServerPorts {
     tcp: PortSet,
     udp: PortSet,
-    /// Ports of either protocol that are never given: excluded ranges, and what the host listens on.
-    blocked: PortSet,
-    /// Given back a short while ago: taken only where no other is free (L19).
-    resting: Vec<(Protocol, Port, OffsetDateTime)>,
+    /// Ports of either protocol that are never given.
+    excluded: PortSet,
+    /// Ports of either protocol that something on the host listens on; where we gave the port out, that something is ours.
+    listened_on: PortSet,
+    /// Given back a short while ago, until when: taken only where no other is free (L19).
+    resting: BTreeMap<(Protocol, Port), OffsetDateTime>,
 }
 
 impl ServerPorts {
@@ -199,8 +201,7 @@ impl ServerPorts {
         }
     }
 
-    /// Takes up what the server and its host say of ports that are never given. A port that we gave out and that is listened
-    /// on is ours; it becomes blocked only once it is given back and still listened on (L18).
+    /// Takes up what the server and its host say of ports that are not to be given.
     pub fn block(&mut self, server: &Server, observed: Option<&Observation>) {
         // Each port once, also where a thousand ranges overlap: all that is placed waits for this.
         let mut ranges = server.excluded_ports.clone();
@@ -211,19 +212,18 @@ impl ServerPorts {
             above = above.max(u32::from(range.end) + 1);
             (from..above).filter_map(|port| u16::try_from(port).ok())
         });
-        let listened_on =
-            observed.into_iter().flat_map(|observed| observed.listening_ports.iter().map(|port| port.0));
-        self.blocked = excluded.chain(listened_on).collect();
+        self.excluded = excluded.collect();
+        let listened_on = observed.map(|observed| observed.listening_ports.as_slice()).unwrap_or_default();
+        self.listened_on = listened_on.iter().map(|port| port.0).collect();
     }
 
     /// Marks a port as held; it no longer rests.
     pub fn take(&mut self, protocol: Protocol, port: Port) {
         self.held_mut(protocol).insert(port.0);
-        self.resting
-            .retain(|(resting_protocol, resting, _)| (*resting_protocol, *resting) != (protocol, port));
+        self.resting.remove(&(protocol, port));
     }
 
-    /// Marks a port as given back, to rest until `free_after`. Those whose rest ended by `now` are forgotten.
+    /// Marks a port as given back, to rest until `free_after`. Those whose rest ended by `now` are forgotten now and then.
     pub fn give_back(
         &mut self,
         protocol: Protocol,
@@ -232,9 +232,11 @@ impl ServerPorts {
         now: OffsetDateTime,
     ) {
         self.held_mut(protocol).remove(port.0);
-        self.resting.retain(|(_, _, free_after)| *free_after > now);
+        if self.resting.len().is_power_of_two() {
+            self.resting.retain(|_, free_after| *free_after > now);
+        }
         if free_after > now {
-            self.resting.push((protocol, port, free_after));
+            self.resting.insert((protocol, port), free_after);
         }
     }
 
@@ -245,9 +247,7 @@ impl ServerPorts {
     }
 
     fn rests(&self, protocol: Protocol, port: Port, now: OffsetDateTime) -> bool {
-        self.resting
-            .iter()
-            .any(|(p, resting, free_after)| (*p, *resting) == (protocol, port) && *free_after > now)
+        self.resting.get(&(protocol, port)).is_some_and(|free_after| *free_after > now)
     }
 
     /// A port for each module, in their order: explicit ones as asked, the others the lowest free at or above `start`.
@@ -257,7 +257,6 @@ impl ServerPorts {
     pub fn choose(
         &self,
         server: &Server,
-        observed: Option<&Observation>,
         modules: &[ModuleRequest],
         start: Port,
         now: OffsetDateTime,
@@ -268,7 +267,7 @@ impl ServerPorts {
             let Some(port) = module.port else { continue };
             let protocol = module.protocol.unwrap_or(Protocol::Tcp);
             let twice = granted.contains(&(protocol, port)).then_some(TakenCause::Allocated);
-            if let Some(cause) = self.why_taken(server, observed, protocol, port).or(twice) {
+            if let Some(cause) = self.why_taken(server, protocol, port).or(twice) {
                 return Err(PortShortage::Taken { module: module.name.clone(), port, protocol, cause });
             }
             granted.push((protocol, port));
@@ -297,24 +296,26 @@ impl ServerPorts {
     }
 
     /// An explicit port may rest: there is no other to take in its place.
-    fn why_taken(
-        &self,
-        server: &Server,
-        observed: Option<&Observation>,
-        protocol: Protocol,
-        port: Port,
-    ) -> Option<TakenCause> {
+    fn why_taken(&self, server: &Server, protocol: Protocol, port: Port) -> Option<TakenCause> {
+        let is_ours = self.tcp.contains(port.0) || self.udp.contains(port.0);
         if !server.port_range.contains(port) {
             Some(TakenCause::OutOfRange)
         } else if self.held(protocol).contains(port.0) {
             Some(TakenCause::Allocated)
-        } else if observed.is_some_and(|observed| observed.listening_ports.contains(&port)) {
+        } else if self.listened_on.contains(port.0) && !is_ours {
             Some(TakenCause::ListenedOn)
-        } else if self.blocked.contains(port.0) {
+        } else if self.excluded.contains(port.0) {
             Some(TakenCause::Excluded)
         } else {
             None
         }
+    }
+
+    /// A word of the bitmap of ports that cannot be given. A port that is listened on becomes one only once it is given back
+    /// and still listened on: before, it is ours who listens (L18).
+    fn taken(&self, protocol: Protocol, index: usize) -> u64 {
+        let ours = self.tcp.word(index) | self.udp.word(index);
+        self.held(protocol).word(index) | self.excluded.word(index) | (self.listened_on.word(index) & !ours)
     }
 
     fn lowest_free(
@@ -327,7 +328,8 @@ impl ServerPorts {
     ) -> Option<Port> {
         let mut from = start.max(range.start).0;
         let mut lowest_resting = None;
-        while let Some(port) = lowest_outside(from, range.end.0, self.held(protocol), &self.blocked).map(Port)
+        while let Some(port) =
+            lowest_outside(from, range.end.0, |index| self.taken(protocol, index)).map(Port)
         {
             if !granted.contains(&(protocol, port)) {
                 if !self.rests(protocol, port, now) {

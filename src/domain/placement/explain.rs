@@ -80,9 +80,11 @@ pub fn find_servers(fleet: &Fleet, request: &FindRequest, context: &Context) -> 
 
 /// The refusal of a request that no server fits, or that the one server `pin` does not.
 pub(super) fn refuse(fleet: &Fleet, ask: &Ask<'_>, pin: Option<&ServerHandle>, context: &Context) -> Refusal {
-    let mut excluded: Vec<(&ServerState, Exclusion)> = fleet
-        .iter()
-        .filter(|state| pin.is_none_or(|pin| *pin == state.server.handle))
+    let servers: Box<dyn Iterator<Item = &ServerState>> = match pin {
+        Some(pin) => Box::new(fleet.get(pin).into_iter()),
+        None => Box::new(fleet.iter()),
+    };
+    let mut excluded: Vec<(&ServerState, Exclusion)> = servers
         .filter_map(|state| fits(state, ask, context).err().map(|exclusion| (state, exclusion)))
         .collect();
     excluded.sort_by(|(a, _), (b, _)| a.server.handle.cmp(&b.server.handle));

@@ -190,10 +190,7 @@ pub fn fits(state: &ServerState, ask: &Ask<'_>, context: &Context) -> Result<Vec
     if let Some(short) = shortage(ask.resources, state.free(), ask) {
         return Err(Exclusion::Capacity { short });
     }
-    state
-        .ports
-        .choose(&state.server, state.observed.as_ref(), ask.modules, ask.start_port, context.now)
-        .map_err(Exclusion::Ports)
+    state.ports.choose(&state.server, ask.modules, ask.start_port, context.now).map_err(Exclusion::Ports)
 }
 
 fn check_status(status: ServerStatus) -> Result<(), Exclusion> {

@@ -311,7 +311,10 @@ fn ports(
 ) -> Result<Ports, Reason> {
     let in_range = |range: &PortRange, port: Port| range.start <= port && port <= range.end;
     let may_be_given = |port: Port| {
-        let listened_on = server.observed.iter().any(|observed| observed.listening_ports.contains(&port));
+        let ours =
+            [Protocol::Tcp, Protocol::Udp].iter().any(|protocol| server.held.contains(&(*protocol, port)));
+        let listened_on =
+            !ours && server.observed.iter().any(|observed| observed.listening_ports.contains(&port));
         let excluded = server.server.excluded_ports.iter().any(|range| in_range(range, port));
         in_range(&server.server.port_range, port) && !excluded && !listened_on
     };

@@ -252,7 +252,7 @@ fn sums(fleet: &Fleet) -> BTreeMap<ServerHandle, Sums> {
                     let mut server = state.server.clone();
                     server.port_range = range(1, 65535);
                     let probe = [module.clone().at(number)];
-                    match state.ports.choose(&server, None, &probe, port(1), NOW) {
+                    match state.ports.choose(&server, &probe, port(1), NOW) {
                         Err(PortShortage::Taken { cause: TakenCause::Allocated, .. }) => {
                             Some((protocol, u16::try_from(number).unwrap()))
                         }
