@@ -23,6 +23,8 @@ use crate::{
 
 /// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
 const BUSY_TRIES: u32 = 3;
+/// How long a transaction may take before the database counts as frozen: longer than its own limits let it take.
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// The database cannot be reached, which is the answer for everyone who waits.
 struct Unavailable(Error);
@@ -100,7 +102,7 @@ impl Combiner {
     async fn commit_with_retries(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
         let mut tries = 1;
         loop {
-            match self.commit(batch).await {
+            match self.commit_in_time(batch).await {
                 Err(StoreError::Busy(error)) if tries < BUSY_TRIES => {
                     tracing::warn!(tries, error = &error as &dyn std::error::Error, "the database was busy");
                     tokio::time::sleep(Duration::from_millis(50) * tries).await;
@@ -109,6 +111,15 @@ impl Combiner {
                 result => return result,
             }
         }
+    }
+
+    /// Commits a batch, or gives up on a database that says nothing.
+    async fn commit_in_time(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let committed = tokio::time::timeout(LIMIT, self.commit(batch)).await;
+        if committed.is_err() {
+            self.replica.write().await.forget();
+        }
+        committed.unwrap_or_else(|_| Err(StoreError::silent()))
     }
 
     /// Commits a batch in one transaction.

@@ -1,6 +1,6 @@
 //! Reads of single projects, many in one statement: whatever waits while a read is under way is read by the next one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -12,6 +12,8 @@ use crate::{
 
 /// How many projects are read at once at the most.
 const MAX_BATCH: usize = 512;
+/// How long a read may take. A database that froze in the middle of one says nothing, and every later read waits behind it.
+const LIMIT: Duration = Duration::from_secs(5);
 
 type Found = Result<Option<placements::ProjectRecord>, Error>;
 
@@ -50,7 +52,8 @@ async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Send
         let mut ids: Vec<String> = batch.iter().map(|(id, _)| id.to_string()).collect();
         ids.sort_unstable();
         ids.dedup();
-        match read(&store, &ids).await {
+        let found = tokio::time::timeout(LIMIT, read(&store, &ids)).await;
+        match found.unwrap_or_else(|_| Err(StoreError::silent())) {
             Ok(found) => {
                 for (id, reply) in batch.drain(..) {
                     // A caller that hung up has no use for the answer.

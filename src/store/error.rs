@@ -35,6 +35,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The database did not answer in time.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+    }
+
     /// A row that cannot be read.
     #[expect(clippy::needless_pass_by_value, reason = "errors and words are given alike")]
     pub(super) fn inconsistent(table: &'static str, row: impl Into<String>, problem: impl ToString) -> Self {

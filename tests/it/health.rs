@@ -1,11 +1,13 @@
 //! What stands beside the services: health that follows the database, reflection, and the end of a service.
 
-use std::{path::Path, str::FromStr as _, time::Duration};
+use std::{fs, path::Path, str::FromStr as _, time::Duration};
 
 use resource_allocator::{
     postgres::{self, Cluster},
     proto::v1,
 };
+#[cfg(target_os = "linux")]
+use rustix::process::{Pid, Signal};
 use sqlx::postgres::PgConnectOptions;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -236,6 +238,72 @@ async fn a_database_that_is_away_is_told_to_every_caller_and_taken_up_when_it_is
         }
     });
     assert_eq!(event.await.unwrap().project_id, "after-the-break");
+}
+
+/// Every process of a cluster, stopped where it is until this is dropped.
+#[cfg(target_os = "linux")]
+struct Frozen(Vec<Pid>);
+
+#[cfg(target_os = "linux")]
+impl Frozen {
+    fn freeze(data_dir: &Path) -> Self {
+        let pid_file = fs::read_to_string(data_dir.join("postgres/postmaster.pid")).unwrap();
+        let postmaster = pid_file.lines().next().unwrap();
+        // First the one that would make new ones.
+        let stop = |pid: &str| {
+            let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
+            crate::support::process::signal(pid, Signal::STOP);
+            pid
+        };
+        let mut pids = vec![stop(postmaster)];
+        for thread in fs::read_dir(format!("/proc/{postmaster}/task")).unwrap() {
+            let children = fs::read_to_string(thread.unwrap().path().join("children")).unwrap();
+            pids.extend(children.split_whitespace().map(stop));
+        }
+        Self(pids)
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            crate::support::process::signal(*pid, Signal::CONT);
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_freezes_leaves_no_ensure_without_an_answer() {
+    let folder = folder();
+    let cluster = start_cluster(folder.path());
+    let connect = PgConnectOptions::from_str(&cluster.url(postgres::DATABASE)).unwrap();
+    let (_running, mut client, _shutdown) = TestService::builder().start_at(connect).await;
+    client.register(server("web-1")).await;
+    let placed = client.ensure("hello-world-bot", &[]).await.unwrap();
+    let mut health = HealthWatch::open(&client.channel, "").await;
+    assert_eq!(health.next().await, ServingStatus::Serving);
+
+    // With connections that look well, in the middle of everything.
+    let frozen = Frozen::freeze(folder.path());
+    let callers: Vec<_> = ["hello-world-bot", "another", "a-third"]
+        .map(|project_id| {
+            let mut client = client.clone();
+            tokio::spawn(async move { client.ensure(project_id, &[]).await })
+        })
+        .into();
+    for caller in callers {
+        let answer = tokio::time::timeout(PATIENCE, caller).await.expect("no answer").unwrap();
+        let refused = answer.unwrap_err();
+        assert_eq!(error_info(&refused).0, "DATABASE_UNAVAILABLE", "{refused:?}");
+    }
+    assert_eq!(health.next().await, ServingStatus::NotServing);
+    drop(frozen);
+    assert_eq!(health.next().await, ServingStatus::Serving);
+    let repeated = client.ensure("hello-world-bot", &[]).await.unwrap();
+    assert_eq!(repeated.allocations, placed.allocations);
+    client.ensure("another", &[]).await.unwrap();
 }
 
 /// Ensures a project that hangs in the database until `release` is called, and waits until it does.
