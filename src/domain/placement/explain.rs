@@ -217,6 +217,7 @@ impl Story<'_> {
             ),
         )
         .with("usage_max_age_s", limit)
+        .with("server_handles", self.handles().replace('`', ""))
     }
 
     fn insufficient_capacity(&self) -> Refusal {
@@ -270,7 +271,9 @@ impl Story<'_> {
                 self.handles()
             ),
         )
-        .with("start_port", self.ask.start_port);
+        .with("start_port", self.ask.start_port)
+        .with("ports", self.ask.modules.len())
+        .with("server_handles", self.handles().replace('`', ""));
         match shortages().next() {
             Some((state, PortShortage::Exhausted { range, protocol, .. })) => refusal
                 .with("server_handle", &state.server.handle)

@@ -77,7 +77,8 @@ pub fn decide(
         return Err(server_not_found(pin));
     }
     match &project.placement {
-        Some(placement) => extend(fleet, project, placement, request, context),
+        Some(placement) => extend(fleet, project, placement, request, context)
+            .map_err(|refusal| refusal.with("project_id", &project.id)),
         None => place(fleet, request, context),
     }
 }
@@ -195,7 +196,7 @@ fn extend(
 
 fn not_admissible(project: &Project, state: &ServerState, exclusion: &Exclusion) -> Refusal {
     let handle = &state.server.handle;
-    Refusal::new(
+    let refusal = Refusal::new(
         Reason::BoundServerNotAdmissible,
         format!(
             "project `{}` is placed on `{handle}`, which takes nothing new: it {}; what the project holds stands. Repair the server, or release the project to place it anew",
@@ -205,7 +206,13 @@ fn not_admissible(project: &Project, state: &ServerState, exclusion: &Exclusion)
     )
     .with("server_handle", handle)
     .with("cause", exclusion.stage().as_str())
-    .with("status", state.server.status)
+    .with("status", state.server.status);
+    match exclusion {
+        Exclusion::UsageStale { age, max_age } => {
+            refusal.with("usage_age_s", age.as_secs()).with("usage_max_age_s", max_age.as_secs())
+        }
+        _ => refusal,
+    }
 }
 
 #[cfg(test)]
