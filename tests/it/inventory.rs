@@ -527,7 +527,7 @@ async fn a_mask_names_fields_that_can_be_changed_or_is_refused() {
         "etag",
         "create_time",
         "update_time",
-        "adress",
+        "addresses",
         "capacity.ram",
         "capacity.",
         "labels.region",
