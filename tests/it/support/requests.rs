@@ -69,6 +69,9 @@ pub fn handle(answer: &v1::EnsureAllocationResponse) -> &str {
 /// Metadata without what differs from call to call.
 pub fn figures(mut metadata: HashMap<String, String>) -> HashMap<String, String> {
     assert!(metadata.remove("request_id").is_some_and(|id| !id.is_empty()));
+    if let Some(age) = metadata.remove("usage_age_s") {
+        assert!(age.parse::<u64>().is_ok(), "{age}");
+    }
     metadata
 }
 
