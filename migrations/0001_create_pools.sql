@@ -5,7 +5,8 @@
 CREATE TABLE pools (
     pool_id            smallint PRIMARY KEY,
     name               text     NOT NULL CONSTRAINT pools_name_unique UNIQUE,
-    -- Names this history of the log. Renewed when a backup is restored, so that a token of another history is told apart.
+    -- Names this history of the log. Whoever restores a backup renews it (UPDATE pools SET epoch = gen_random_uuid()), so that
+    -- a token of another history is told apart.
     epoch              uuid     NOT NULL DEFAULT gen_random_uuid(),
     -- Signs the tokens that callers hold, so that every replica knows its own and each other's.
     token_key          bytea    NOT NULL CONSTRAINT pools_token_key_length CHECK (octet_length(token_key) = 32),
@@ -13,7 +14,7 @@ CREATE TABLE pools (
     last_sequence      bigint   NOT NULL DEFAULT 0,
     -- Retention dropped the events up to this one.
     compacted_sequence bigint   NOT NULL DEFAULT 0,
-    -- Counts changes of the inventory and of usage: each stamps the server that it changes (`servers.revision`).
+    -- Counts the statements that change the inventory or usage: each stamps the servers that it changes (`servers.revision`).
     inventory_revision bigint   NOT NULL DEFAULT 0,
     -- Counts what was written by hand past the log; a replica that sees it move reads the tables anew.
     edit_count         bigint   NOT NULL DEFAULT 0,
@@ -43,11 +44,15 @@ CREATE FUNCTION written_by_service() RETURNS boolean LANGUAGE sql STABLE AS $$
 $$;
 
 -- Anyone else (psql) is made to stand in the same queue before the first row is touched, and so in the same order: no
--- deadlock, no write between a replica's look and its commit.
-CREATE FUNCTION queue_hand_edit() RETURNS trigger LANGUAGE plpgsql AS $$
+-- write between a replica's look and its commit. A statement on servers also counts the revision that it stamps them with:
+-- once for all its rows, for each update of the pool's row in one transaction has to pass by those before it.
+CREATE FUNCTION queue_inventory_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF NOT written_by_service() AND pg_trigger_depth() = 1 THEN
-        PERFORM 1 FROM pools ORDER BY pool_id FOR UPDATE;
+    IF pg_trigger_depth() = 1 THEN
+        IF NOT written_by_service() THEN
+            PERFORM 1 FROM pools ORDER BY pool_id FOR UPDATE;
+        END IF;
+        UPDATE pools SET inventory_revision = inventory_revision + 1;
     END IF;
     RETURN NULL;
 END $$;

@@ -124,8 +124,7 @@ BEGIN
     IF NEW.status IN ('ready', 'in_use') THEN
         NEW.status := CASE WHEN NEW.placement_count > 0 THEN 'in_use' ELSE 'ready' END;
     END IF;
-    UPDATE pools SET inventory_revision = inventory_revision + 1 WHERE pool_id = NEW.pool_id
-        RETURNING inventory_revision INTO NEW.revision;
+    SELECT inventory_revision INTO NEW.revision FROM pools WHERE pool_id = NEW.pool_id;
     IF TG_OP = 'INSERT' THEN
         -- Greater than that of any server that had the handle before: an etag of it must not fit this one (L37).
         NEW.generation := NEW.revision;
@@ -147,5 +146,5 @@ END $$;
 CREATE TRIGGER servers_in_use BEFORE DELETE ON servers FOR EACH ROW
     WHEN (OLD.placement_count > 0) EXECUTE FUNCTION servers_refuse_delete();
 
-CREATE TRIGGER servers_queue_hand_edit BEFORE INSERT OR UPDATE ON servers FOR EACH STATEMENT EXECUTE FUNCTION queue_hand_edit();
+CREATE TRIGGER servers_queue_change BEFORE INSERT OR UPDATE ON servers FOR EACH STATEMENT EXECUTE FUNCTION queue_inventory_change();
 CREATE TRIGGER servers_count_hand_delete BEFORE DELETE ON servers FOR EACH STATEMENT EXECUTE FUNCTION queue_and_count_hand_edit();

@@ -24,9 +24,9 @@ use crate::{
 /// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
 const BUSY_TRIES: u32 = 3;
 /// How long a transaction may take before the database counts as frozen: longer than its own limits let it take.
-const LIMIT: Duration = Duration::from_mins(1);
+const LIMIT: Duration = Duration::from_secs(30);
 
-/// The database cannot be reached, which is the answer for everyone who waits.
+/// The database cannot be reached, or is held up by someone else, which is the answer for everyone who waits.
 struct Unavailable(Error);
 
 /// The combiner's parts.
@@ -59,41 +59,54 @@ impl Combiner {
     }
 
     async fn process(&self, batch: Vec<Job>) -> Result<(), Unavailable> {
-        match self.commit_with_retries(&batch).await {
-            Ok(answers) => answer(batch, answers),
-            Err(error @ StoreError::Unavailable(_)) => {
+        let error = match self.commit_with_retries(&batch).await {
+            Ok(answers) => {
+                answer(batch, answers);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        match &error {
+            StoreError::Unavailable(_) | StoreError::Busy(_) => {
                 tracing::warn!(
                     requests = batch.len(),
                     error = &error as &dyn std::error::Error,
                     "a batch was not committed"
                 );
                 let error = Error::from(error);
-                for job in batch {
-                    let _ = job.reply.send(Err(error.clone()));
-                }
-                return Err(Unavailable(error));
+                fail(batch, &error);
+                Err(Unavailable(error))
             }
             // One bad request never harms its neighbours: each is tried alone.
-            Err(error) if batch.len() > 1 => {
+            _ if batch.len() > 1 => {
                 tracing::warn!(
                     requests = batch.len(),
                     error = &error as &dyn std::error::Error,
                     "a batch was rejected; its requests run one by one"
                 );
-                for job in batch {
-                    Box::pin(self.process(vec![job])).await?;
-                }
+                self.process_one_by_one(batch).await
             }
-            Err(error) => {
+            _ => {
                 tracing::error!(
                     request_id = batch.first().map(|job| &job.request_id),
                     error = &error as &dyn std::error::Error,
                     "a request failed"
                 );
-                let error = Error::from(error);
-                for job in batch {
-                    let _ = job.reply.send(Err(error.clone()));
-                }
+                fail(batch, &Error::from(error));
+                Ok(())
+            }
+        }
+    }
+
+    async fn process_one_by_one(&self, batch: Vec<Job>) -> Result<(), Unavailable> {
+        let mut jobs = batch.into_iter();
+        while let Some(job) = jobs.next() {
+            if job.reply.is_closed() {
+                continue;
+            }
+            if let Err(Unavailable(error)) = Box::pin(self.process(vec![job])).await {
+                fail(jobs, &error);
+                return Err(Unavailable(error));
             }
         }
         Ok(())
@@ -127,9 +140,10 @@ impl Combiner {
     /// When the outcome of the commit itself is unknown, for the connection broke, the fleet is thrown away, and the next lock
     /// and read tells what happened. The callers are told to try again, which is safe in either case.
     async fn commit(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
-        let mut replica = self.replica.write().await;
         let mut transaction = self.store.begin_write().await?;
         let pool = pools::lock(&mut transaction).await?;
+        // Only now, so that those who read the fleet do not wait for another replica's transaction.
+        let mut replica = self.replica.write().await;
         // A later statement than the lock: a statement's snapshot is older than the lock that it waits for.
         replica.catch_up(&mut transaction, &pool).await?;
         let result = self.write(&mut transaction, &mut replica, &pool, batch).await;
@@ -190,6 +204,14 @@ impl Combiner {
         }
         journal.write(conn, free_after).await?;
         Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
+    }
+}
+
+/// Answers all with an error.
+fn fail(jobs: impl IntoIterator<Item = Job>, error: &Error) {
+    for job in jobs {
+        // A caller that hung up has no use for the answer.
+        let _ = job.reply.send(Err(error.clone()));
     }
 }
 

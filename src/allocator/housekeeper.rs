@@ -45,12 +45,13 @@ impl Housekeeper {
 
     async fn step(&self) -> Result<(), Error> {
         let mut conn = self.store.acquire().await?;
-        let (pool, rested) = (pools::find(&mut conn).await?, ports::has_rested(&mut conn).await?);
+        let pool = pools::find(&mut conn).await?;
+        let rested = ports::has_rested(&mut conn, pool.now).await?;
         drop(conn);
         if rested {
             // Without the pool's row: a port whose rest is over is free whether its row is there or not.
             let mut transaction = self.store.begin_write().await?;
-            ports::delete_rested(&mut transaction, RESTED_STEP).await?;
+            ports::delete_rested(&mut transaction, pool.now, RESTED_STEP).await?;
             transaction.commit().await.map_err(StoreError::from)?;
         }
         let context = Context { now: pool.now, usage_max_age: self.options.usage_max_age };

@@ -29,6 +29,8 @@ use crate::{
 /// Who is named in the log where nobody asked.
 const BY_HAND: &str = "edited-by-hand";
 const BY_CLOCK: &str = "clock";
+/// How many servers the log is told of at once.
+const STALE_STEP: usize = 500;
 
 /// Tells the log of servers that were changed by hand.
 pub fn tell_unlogged(journal: &mut Journal, replica: &mut Replica) {
@@ -219,6 +221,8 @@ async fn tell_stale(
         return Ok(());
     }
     stale.sort_by(|a, b| a.handle.cmp(&b.handle));
+    // A fleet whose reports stop all at once is told of step by step: every other request waits meanwhile.
+    stale.truncate(STALE_STEP);
     let handles: Vec<String> = stale.iter().map(|server| server.handle.to_string()).collect();
     servers::update_usage_stale(conn, &handles).await?;
     for server in stale {

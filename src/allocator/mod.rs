@@ -15,7 +15,7 @@ mod replica;
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{RwLock, mpsc, oneshot, watch},
+    sync::{RwLock, RwLockReadGuard, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
@@ -141,16 +141,13 @@ impl Allocator {
     /// # Errors
     /// [`Error`].
     pub async fn preview(&self, request: EnsureRequest) -> Result<EnsureAnswer, Error> {
-        let mut replica = self.replica.write().await;
-        let mut snapshot = self.store.begin_snapshot().await?;
-        let pool = pools::find(&mut snapshot).await?;
-        replica.catch_up(&mut snapshot, &pool).await?;
+        let (replica, pool) = self.fleet().await?;
+        let mut conn = self.store.acquire().await?;
         let ids = [request.project_id.to_string()];
-        let mut found = crate::store::placements::list_projects(&mut snapshot, &ids).await?;
+        let mut found = crate::store::placements::list_projects(&mut conn, &ids).await?;
         let project = found
             .remove(&request.project_id)
             .map_or_else(|| Project::unplaced(request.project_id.clone()), |record| record.project);
-        let replica = replica.downgrade();
         Ok(ensure::preview(replica.fleet(), project, &request, &self.context(&pool))?)
     }
 
@@ -193,13 +190,7 @@ impl Allocator {
     /// # Errors
     /// [`Error`].
     pub async fn find_servers(&self, request: &FindRequest) -> Result<Explanation, Error> {
-        let mut replica = self.replica.write().await;
-        let mut snapshot = self.store.begin_snapshot().await?;
-        let pool = pools::find(&mut snapshot).await?;
-        replica.catch_up(&mut snapshot, &pool).await?;
-        drop(snapshot);
-        // Others may read while this one looks at every server.
-        let replica = replica.downgrade();
+        let (replica, pool) = self.fleet().await?;
         Ok(find_servers(replica.fleet(), request, &self.context(&pool)))
     }
 
@@ -272,10 +263,7 @@ impl Allocator {
     /// # Errors
     /// [`Error`].
     pub async fn preview_sync(&self, request: &SyncRequest) -> Result<SyncPlan, Error> {
-        let mut replica = self.replica.write().await;
-        let mut snapshot = self.store.begin_snapshot().await?;
-        let pool = pools::find(&mut snapshot).await?;
-        replica.catch_up(&mut snapshot, &pool).await?;
+        let (replica, _) = self.fleet().await?;
         Ok(plan_sync(replica.fleet(), request)?)
     }
 
@@ -301,6 +289,25 @@ impl Allocator {
         let pool = pools::find(&mut snapshot).await?;
         let items = servers::list(&mut snapshot, filter, page_size + 1).await?;
         Ok(page(items, page_size, pool.last_sequence))
+    }
+
+    /// The fleet with all that was committed before the call, and where the pool then stood. It does not change while the
+    /// guard is held, but others may read it too.
+    async fn fleet(&self) -> Result<(RwLockReadGuard<'_, Replica>, pools::PoolState), Error> {
+        let mut conn = self.store.acquire().await?;
+        let pool = pools::find(&mut conn).await?;
+        drop(conn);
+        let replica = self.replica.read().await;
+        if replica.includes(&pool) {
+            return Ok((replica, pool));
+        }
+        drop(replica);
+        let mut replica = self.replica.write().await;
+        // Begun under the lock: a snapshot from before could be older than what this replica has committed since.
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        replica.catch_up(&mut snapshot, &pool).await?;
+        Ok((replica.downgrade(), pool))
     }
 
     async fn server(&self, request: Request, request_id: String) -> Result<ServerRecord, Error> {

@@ -54,6 +54,15 @@ impl Replica {
             || pool.inventory_revision != self.inventory_revision
     }
 
+    /// Whether the fleet includes all that `pool` does; it may include more.
+    #[must_use]
+    pub fn includes(&self, pool: &PoolState) -> bool {
+        self.epoch == Some(pool.epoch)
+            && self.edit_count == pool.edit_count
+            && self.fleet.sequence() >= pool.last_sequence
+            && self.inventory_revision >= pool.inventory_revision
+    }
+
     /// The changes by hand that the log does not know of.
     pub fn take_unlogged(&mut self) -> Vec<ServerChanged> {
         std::mem::take(&mut self.unlogged)
@@ -78,7 +87,15 @@ impl Replica {
         if self.must_reload(pool) {
             return self.reload(conn, pool).await;
         }
-        self.fold(conn, pool).await?;
+        match self.fold(conn, pool).await {
+            // The tables are the truth: what this release cannot read in the log need not stop it.
+            Err(error @ StoreError::Inconsistent { .. }) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "the log cannot be folded");
+                self.forget();
+                return self.reload(conn, pool).await;
+            }
+            folded => folded?,
+        }
         self.read_changed_servers(conn, pool.inventory_revision).await?;
         // The newest change may have been of a server that is gone by now.
         self.inventory_revision = self.inventory_revision.max(pool.inventory_revision);

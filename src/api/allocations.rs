@@ -174,7 +174,7 @@ fn candidate(found: &FoundServer) -> v1::Candidate {
     }
 }
 
-/// What is only planned has no id, no etag and no time. What is committed already keeps its own.
+/// What is only planned has no id, no etag and no time; so that an answer reads alike, neither has what is committed already.
 fn leave_out_what_is_not_written(placement: Option<&mut v1::Placement>, allocations: &mut [v1::Allocation]) {
     if let Some(placement) = placement {
         placement.etag = String::new();

@@ -88,6 +88,7 @@ pub struct Fleet {
     by_handle: HashMap<ServerHandle, usize>,
     by_free_ram: BTreeSet<(Reverse<i64>, ServerHandle, usize)>,
     recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
+    refusals_cleaned: Option<OffsetDateTime>,
     sequence: i64,
 }
 
@@ -294,9 +295,10 @@ impl Fleet {
     }
 
     fn note_refusal(&mut self, project: ProjectId, reason: Reason, at: OffsetDateTime) {
-        // Forget what is no longer needed now and then, so that the map stays as small as ten seconds' refusals.
-        if self.recent_refusals.len() >= 1024 && self.recent_refusals.len().is_power_of_two() {
+        // What is no longer needed is forgotten once in that time, so that the map holds two such times' refusals at the most.
+        if self.refusals_cleaned.is_none_or(|cleaned| at - cleaned >= REFUSAL_QUIET) {
             self.recent_refusals.retain(|_, (_, told)| at - *told < REFUSAL_QUIET);
+            self.refusals_cleaned = Some(at);
         }
         self.recent_refusals.insert(project, (reason, at));
     }

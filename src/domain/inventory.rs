@@ -259,6 +259,10 @@ pub fn plan_sync(fleet: &Fleet, request: &SyncRequest) -> Result<SyncPlan, Refus
         }
     }
 
+    // Those that are missing already do not count: a list cut shorter each time would mark them all, half by half.
+    let gone =
+        |server: &Server| matches!(server.status, ServerStatus::Missing | ServerStatus::Decommissioned);
+    let present = known.values().filter(|server| !gone(server)).count();
     let mut newly_missing = 0;
     for (handle, server) in &known {
         if listed.contains(*handle) {
@@ -278,8 +282,8 @@ pub fn plan_sync(fleet: &Fleet, request: &SyncRequest) -> Result<SyncPlan, Refus
         plan.insert((*handle).clone(), action);
     }
     let empty = request.servers.is_empty();
-    if (empty || newly_missing * 2 > known.len()) && !request.allow_mass_missing {
-        return Err(sync_refused(request, newly_missing, known.len()));
+    if (empty || newly_missing * 2 > present) && !request.allow_mass_missing {
+        return Err(sync_refused(request, newly_missing, present));
     }
     Ok(plan)
 }

@@ -241,8 +241,8 @@ impl ServerPorts {
     }
 
     /// How many ports of either protocol are held.
-    #[must_use]
-    pub fn held_count(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn held_count(&self) -> usize {
         self.tcp.len() + self.udp.len()
     }
 

@@ -2,13 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    time::Instant,
+};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use uuid::Uuid;
 
 use super::{
     WatchError,
-    tailer::{Hub, Position},
+    tailer::{Hub, Position, READ_LIMIT},
 };
 use crate::{
     domain::{ProjectId, ServerHandle, event::LogEntry},
@@ -208,7 +211,19 @@ impl Watcher {
 
     /// Sends the history up to `target`, which is committed. A database that does not answer is waited for.
     async fn replay(&mut self, target: i64) -> Result<(), Ended> {
+        let mut told = Instant::now();
         while self.position < target {
+            // A filter may let nothing pass for long.
+            if self.out.is_closed() {
+                return Err(Ended::HungUp);
+            }
+            if self.hub.shutdown.is_cancelled() {
+                return Err(WatchError::ShuttingDown.into());
+            }
+            if told.elapsed() > BOOKMARK {
+                self.bookmark().await?;
+                told = Instant::now();
+            }
             match self.page(target).await {
                 Ok(entries) if entries.is_empty() => self.position = target,
                 Ok(entries) => {
@@ -231,7 +246,13 @@ impl Watcher {
         Ok(())
     }
 
+    /// The next page; a database that says nothing is one that cannot be reached.
     async fn page(&self, target: i64) -> Result<Vec<LogEntry>, WatchError> {
+        let page = tokio::time::timeout(READ_LIMIT, self.read_page(target)).await;
+        page.unwrap_or_else(|_| Err(StoreError::silent().into()))
+    }
+
+    async fn read_page(&self, target: i64) -> Result<Vec<LogEntry>, WatchError> {
         let mut conn = self.hub.store.acquire().await?;
         let entries = match &self.filter.project_id {
             Some(id) => {
@@ -257,8 +278,10 @@ impl Watcher {
             let count = usize::try_from(entry.operation.event_count()).unwrap_or_default();
             for index in 0..count {
                 let message = Message::Event { entry: Arc::clone(&entry), index };
-                if message.sequence() > self.position {
+                let sequence = message.sequence();
+                if sequence > self.position {
                     self.hand_over(message).await?;
+                    self.position = sequence;
                 }
             }
         }

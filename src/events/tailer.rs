@@ -13,6 +13,8 @@ use crate::{
 
 /// How often the log is looked at. What this replica commits is looked at once it is committed.
 const POLL: Duration = Duration::from_millis(100);
+/// How long a read may take: a database that froze in the middle of one says nothing.
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How many operations are read at once.
 const PAGE: i64 = 500;
 /// How many operations a watcher may be behind before it reads the table instead.
@@ -95,7 +97,8 @@ async fn tail(hub: Hub, mut committed: watch::Receiver<i64>) {
             changed = committed.changed(), if allocator_lives => allocator_lives = changed.is_ok(),
             () = tokio::time::sleep(POLL) => {}
         }
-        if let Err(error) = hub.follow().await {
+        let followed = tokio::time::timeout(READ_LIMIT, hub.follow()).await;
+        if let Err(error) = followed.unwrap_or_else(|_| Err(StoreError::silent())) {
             tracing::warn!(error = &error as &dyn std::error::Error, "the log cannot be followed now");
             tokio::time::sleep(POLL).await;
         }

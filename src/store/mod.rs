@@ -31,7 +31,8 @@ const BEGIN_WRITE: &str = "BEGIN; \
     SET LOCAL idle_in_transaction_session_timeout = '5s'; \
     SET LOCAL resource_allocator.writer = 'service'";
 
-const BEGIN_SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+const BEGIN_SNAPSHOT: &str =
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'";
 
 /// How long a start tries once more to learn why the database cannot be reached.
 const LAST_TRY: Duration = Duration::from_secs(3);

@@ -246,9 +246,11 @@ pub async fn update_resting(
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn has_rested(conn: &mut PgConnection) -> Result<bool, StoreError> {
+pub async fn has_rested(conn: &mut PgConnection, now: OffsetDateTime) -> Result<bool, StoreError> {
+    // The time is given: one that the statement asks the clock for cannot be looked up in an index.
     Ok(sqlx::query_scalar!(
-        r#"SELECT EXISTS (SELECT FROM port_allocations WHERE free_after < clock_timestamp()) AS "rested!""#
+        r#"SELECT EXISTS (SELECT FROM port_allocations WHERE free_after < $1) AS "rested!""#,
+        now
     )
     .fetch_one(conn)
     .await?)
@@ -258,13 +260,18 @@ pub async fn has_rested(conn: &mut PgConnection) -> Result<bool, StoreError> {
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn delete_rested(conn: &mut PgConnection, limit: i64) -> Result<u64, StoreError> {
+pub async fn delete_rested(
+    conn: &mut PgConnection,
+    now: OffsetDateTime,
+    limit: i64,
+) -> Result<u64, StoreError> {
     Ok(sqlx::query!(
         r#"
         DELETE FROM port_allocations WHERE (server_handle, protocol, port) IN (
             SELECT server_handle, protocol, port FROM port_allocations
-            WHERE free_after < clock_timestamp() ORDER BY free_after LIMIT $1 FOR UPDATE SKIP LOCKED)
+            WHERE free_after < $1 ORDER BY free_after LIMIT $2 FOR UPDATE SKIP LOCKED)
         "#,
+        now,
         limit
     )
     .execute(conn)

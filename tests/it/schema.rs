@@ -192,7 +192,7 @@ const CASES: &[Case] = &[
 const DO_MORE_THAN_REFUSE: &[&str] = &[
     "servers_stamp_insert",
     "servers_stamp_update",
-    "servers_queue_hand_edit",
+    "servers_queue_change",
     "servers_count_hand_delete",
     "servers_drop_resting_ports",
     "placements_count_hand_edit",
@@ -461,7 +461,10 @@ async fn l46_an_edit_by_hand_stands_in_the_pools_queue_before_it_touches_a_row()
             conn.execute("ROLLBACK").await.unwrap();
             let waited =
                 result.is_err_and(|error| error.as_database_error().unwrap().code().unwrap() == "55P03");
-            assert_eq!(waited, writer == "psql", "{writer}: {statement}");
+            // The service holds the row already where it counts the revision that it stamps servers with.
+            let counts =
+                ["INSERT INTO servers", "UPDATE servers"].iter().any(|start| statement.starts_with(start));
+            assert_eq!(waited, writer == "psql" || counts, "{writer}: {statement}");
         }
     }
     holder.execute("ROLLBACK").await.unwrap();

@@ -123,8 +123,15 @@ pub(super) fn modules(fields: &mut Fields, specs: Vec<v1::ModuleSpec>) -> Vec<Mo
         let protocol = protocol(fields, format!("{path}.protocol"), spec.protocol);
         let Some(name) = name else { continue };
         let module = ModuleRequest { name, port, protocol };
-        match modules.iter().find(|known| known.name == module.name) {
-            Some(known) if *known == module => continue,
+        let tcp_by_default = |protocol: Option<Protocol>| protocol.unwrap_or(Protocol::Tcp);
+        match modules.iter_mut().find(|known| known.name == module.name) {
+            Some(known)
+                if known.port == module.port
+                    && tcp_by_default(known.protocol) == tcp_by_default(module.protocol) =>
+            {
+                known.protocol = known.protocol.or(module.protocol);
+                continue;
+            }
             Some(_) => {
                 fields.refuse(path, format!("names `{}` again with another port or protocol", module.name));
                 continue;
