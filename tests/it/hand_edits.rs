@@ -319,3 +319,23 @@ async fn nothing_typed_by_hand_stops_the_service() {
     }
     assert_consistent(both.sql()).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_row_that_this_release_cannot_read_stops_no_replica() {
+    let both = Both::start().await;
+    let (mut client, mut other) = both.clients();
+    client.register(server("a")).await;
+    client.ensure("shop", &[]).await.unwrap();
+    other.ensure("wiki", &[]).await.unwrap();
+    // As a newer release would write it.
+    both.psql(
+        "INSERT INTO allocation_events (first_sequence, last_sequence, event_time, kind, request_id, payload)
+         SELECT last_sequence + 1, last_sequence + 1, now(), 'server_changed', 'newer', '{\"moved\": true}' FROM pools",
+    )
+    .await;
+    for (replica, project) in [(&mut client, "blog"), (&mut other, "bot")] {
+        assert_eq!(choice(replica).await, "a");
+        replica.ensure(project, &[]).await.unwrap();
+    }
+    assert_consistent(both.sql()).await;
+}

@@ -175,6 +175,19 @@ fn a_list_that_would_mark_more_than_half_missing_is_refused_unless_it_is_meant_l
 }
 
 #[test]
+fn a_list_cut_shorter_each_time_is_refused_too_l35() {
+    let servers = ["web-1", "web-2", "web-3", "web-4"].map(|name| listed(name, &format!("i-{name}")));
+    let [a, b, c, d] = servers.clone();
+    let half = a_fleet(&[a, b, missing(c, Some(ServerStatus::Ready)), missing(d, Some(ServerStatus::Ready))]);
+    let refusal = plan_sync(&half, &list([])).unwrap_err();
+    assert_eq!((refusal.figure("would_be_missing"), refusal.figure("known")), ("2", "2"));
+    assert!(plan_sync(&half, &list([spec(servers[0].clone())])).is_ok(), "half of those that are there");
+    let [a, b, c, d] = servers.clone();
+    let two = [missing(a, None), b, c, d];
+    assert!(plan_sync(&a_fleet(&two), &list([spec(servers[1].clone())])).is_err(), "two of three");
+}
+
+#[test]
 fn new_names_do_not_make_up_for_those_that_vanish_l35() {
     let fleet = a_fleet(&["web-1", "web-2"].map(|name| listed(name, &format!("i-{name}"))));
     let others = ["x-1", "x-2", "x-3"].map(|name| spec(listed(name, &format!("i-{name}"))));
