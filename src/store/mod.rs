@@ -13,7 +13,7 @@ pub mod servers;
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres, Transaction,
+    ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool, Postgres, Transaction,
     migrate::{MigrateError, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
 };
@@ -30,6 +30,10 @@ const BEGIN_WRITE: &str = "BEGIN; \
     SET LOCAL statement_timeout = '20s'; \
     SET LOCAL idle_in_transaction_session_timeout = '5s'; \
     SET LOCAL resource_allocator.writer = 'service'";
+
+/// Every statement of ours that is run often has its index. A plan that was cached while a table was small, or before its
+/// statistics were gathered, would scan the table all the same, and go on to while it grows.
+const PREFER_INDEXES: &str = "SET enable_seqscan = off";
 
 const BEGIN_SNAPSHOT: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'";
@@ -78,6 +82,12 @@ impl Store {
             .acquire_timeout(options.acquire_timeout)
             // A round trip for each request that takes a connection; a broken one shows itself, and the request is repeated.
             .test_before_acquire(false)
+            .after_connect(|conn, _| {
+                Box::pin(async move {
+                    conn.execute(PREFER_INDEXES).await?;
+                    Ok(())
+                })
+            })
             .connect_lazy_with(connect);
         Self { pool }
     }
