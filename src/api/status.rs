@@ -124,7 +124,7 @@ impl Answer {
     #[expect(clippy::disallowed_methods, reason = "the one place where a status is made")]
     fn into_status(self, request_id: &str) -> Status {
         let message = cut(self.message, MAX_MESSAGE_BYTES);
-        tracing::info!(code = ?self.code, reason = self.reason, message, "refused");
+        tracing::info!(code = ?self.code, reason = self.reason, told = message, "refused");
         let mut metadata: HashMap<_, _> =
             self.metadata.into_iter().map(|(key, value)| (key, cut(value, MAX_VALUE_BYTES))).collect();
         metadata.insert("disposition".to_owned(), self.disposition.as_str().to_owned());
