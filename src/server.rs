@@ -32,6 +32,9 @@ use crate::{
 /// How often health looks at the database, and how long the database may take to answer.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many calls of one connection may be cancelled before they were looked at. More than HTTP/2's usual 20, for callers with
+/// short deadlines share connections; not without bound (CVE-2023-44487).
+const PENDING_RESETS: usize = 200;
 /// How long the last transaction may take once every connection is closed, or had its time.
 const LAST_COMMIT: Duration = Duration::from_secs(3);
 /// A sync of ten thousand servers with a dozen labels each fits; nothing else comes near.
@@ -121,6 +124,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
     let serving = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
         .layer(MapResponseLayer::new(with_reason))
         .layer(RequestIdLayer)
         .add_routes(routes);

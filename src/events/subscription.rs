@@ -18,8 +18,8 @@ use crate::{
     store::{StoreError, events, pools},
 };
 
-/// How many operations of the history are read at once.
-const PAGE: i64 = 500;
+/// How many operations of the history are read at once. Few, for one of a server with every label and port it may have is large.
+const PAGE: i64 = 100;
 /// How many messages wait for a watcher that does not read.
 const WAITING: usize = 256;
 /// For how long a watcher may take nothing before it is told that it is too slow.

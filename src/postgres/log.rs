@@ -48,7 +48,14 @@ impl Log {
         if self.size() <= BOUND {
             return Ok(());
         }
-        fs::copy(&self.path, self.path.with_extension("log.1"))?;
+        let predecessor = self.path.with_extension("log.1");
+        match fs::remove_file(&predecessor) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // Made anew, never opened: a link that someone left there must not lead us to a file of theirs to overwrite.
+        let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&predecessor)?;
+        io::copy(&mut File::open(&self.path)?, &mut copy)?;
         OpenOptions::new().write(true).open(&self.path)?.set_len(0)
     }
 
