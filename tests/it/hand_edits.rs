@@ -1,40 +1,19 @@
 //! Operators edit the tables by psql while the service runs: what they commit counts from then on, for every replica, and the
 //! log tells of it once.
 
-use resource_allocator::{
-    proto::v1::{self, ServerStatus, server_changed::Change},
-    server::RunningServer,
-    shutdown::Shutdown,
-};
+use resource_allocator::proto::v1::{self, ServerStatus, server_changed::Change};
 use sqlx::{Executor as _, PgPool};
 use tonic::Code;
 
 use crate::support::{
-    Client, TestService,
+    Client, Replicas, TestService,
     inventory::{
         assert_consistent, changes, delete, ensure_ram, events, get, list, refused, wait_for_change,
     },
     server,
 };
 
-/// A service, a second replica, and psql.
-struct Both {
-    service: TestService,
-    other: Client,
-    _running: (RunningServer, Shutdown),
-}
-
-impl Both {
-    async fn start() -> Self {
-        let service = TestService::start().await;
-        let (running, other, shutdown) = TestService::builder().start_replica(&service.database).await;
-        Self { service, other, _running: (running, shutdown) }
-    }
-
-    fn clients(&self) -> (Client, Client) {
-        (self.service.client.clone(), self.other.clone())
-    }
-
+impl Replicas {
     /// What an operator types.
     async fn psql(&self, statements: &'static str) {
         self.sql().execute(statements).await.unwrap();
@@ -76,7 +55,7 @@ async fn the_operators_query_works_as_it_stands_and_shows_in_use() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_status_set_by_hand_counts_at_once_and_is_told_once() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     one.register(server("a")).await;
     one.register(server("b")).await;
@@ -107,7 +86,7 @@ async fn a_status_set_by_hand_counts_at_once_and_is_told_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_by_hand_is_told_although_nobody_asks_for_anything() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     one.register(server("a")).await;
     assert_eq!(choice(&mut two).await, "a");
@@ -124,7 +103,7 @@ async fn an_edit_by_hand_is_told_although_nobody_asks_for_anything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_capacity_changed_by_hand_counts_at_once() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     one.register(server("a")).await;
     ensure_ram(&mut one, "p", 8000).await.unwrap();
@@ -140,7 +119,7 @@ async fn a_capacity_changed_by_hand_counts_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn labels_and_ports_changed_by_hand_count_at_once() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     one.register(server("a")).await;
     let selected = |project_id: &str| v1::EnsureAllocationRequest {
@@ -164,7 +143,7 @@ async fn labels_and_ports_changed_by_hand_count_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_inserted_by_hand_takes_work_and_one_deleted_by_hand_takes_none() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     assert_eq!(
         (choice(&mut one).await.as_str(), choice(&mut two).await.as_str()),
@@ -203,7 +182,7 @@ async fn a_server_inserted_by_hand_takes_work_and_one_deleted_by_hand_takes_none
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_deleted_by_hand_is_told_although_nobody_asks_for_anything() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     one.register(server("a")).await;
     one.register(server("b")).await;
@@ -223,7 +202,7 @@ async fn a_server_deleted_by_hand_is_told_although_nobody_asks_for_anything() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_placement_given_back_by_hand_makes_room_at_once() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     one.register(server("a")).await;
     ensure_ram(&mut one, "p", 8192).await.unwrap();
@@ -247,7 +226,7 @@ async fn a_placement_given_back_by_hand_makes_room_at_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_placement_and_a_port_typed_by_hand_are_kept_clear_of() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     one.register(server("a")).await;
     one.ensure("p", &[]).await.unwrap();
@@ -266,7 +245,7 @@ async fn a_placement_and_a_port_typed_by_hand_are_kept_clear_of() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn l37_an_edit_by_hand_moves_the_etag() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     let read = one.register(server("a")).await;
     both.psql("UPDATE servers SET address = '192.0.2.9' WHERE handle = 'a'").await;
@@ -277,7 +256,7 @@ async fn l37_an_edit_by_hand_moves_the_etag() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_typed_by_hand_stops_the_service() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut one, mut two) = both.clients();
     one.register(server("a")).await;
     one.ensure("p", &[]).await.unwrap();
@@ -322,7 +301,7 @@ async fn nothing_typed_by_hand_stops_the_service() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_row_that_this_release_cannot_read_stops_no_replica() {
-    let both = Both::start().await;
+    let both = Replicas::start().await;
     let (mut client, mut other) = both.clients();
     client.register(server("a")).await;
     client.ensure("shop", &[]).await.unwrap();

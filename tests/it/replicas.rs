@@ -2,36 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use resource_allocator::{
-    proto::v1::{self, EnsureOutcome},
-    server::RunningServer,
-    shutdown::Shutdown,
-};
+use resource_allocator::proto::v1::{self, EnsureOutcome};
 use tonic::Code;
 
 use crate::support::{
-    Client, TestService,
+    Client, Replicas, TestService,
     inventory::{assert_consistent, delete, ensure_ram, events, get, ram, refused, report, update},
     server,
 };
-
-struct Replicas {
-    service: TestService,
-    other: Client,
-    _running: (RunningServer, Shutdown),
-}
-
-impl Replicas {
-    async fn start() -> Self {
-        let service = TestService::start().await;
-        let (running, other, shutdown) = TestService::builder().start_replica(&service.database).await;
-        Self { service, other, _running: (running, shutdown) }
-    }
-
-    fn clients(&self) -> (Client, Client) {
-        (self.service.client.clone(), self.other.clone())
-    }
-}
 
 async fn candidates(
     client: &mut Client,

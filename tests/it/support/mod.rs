@@ -5,11 +5,13 @@ mod database;
 pub mod inventory;
 
 pub mod process;
+mod replicas;
 pub mod requests;
 mod service;
 mod tables;
 
 pub use self::{
     database::TestDatabase,
+    replicas::Replicas,
     service::{Client, TestService, error_info, server, violations},
 };
