@@ -7,6 +7,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     domain::request::Strategy,
+    http::Origin,
     store::{self, StoreOptions},
 };
 
@@ -121,6 +122,14 @@ pub struct ListenArgs {
     /// How long requests under way may take once the service is told to stop
     #[arg(long, env = "RESOURCE_ALLOCATOR_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
+    /// An origin whose pages may call from a browser, by gRPC-web or JSON, such as `https://console.example.com`; may be repeated
+    #[arg(
+        long = "cors-origin",
+        env = "RESOURCE_ALLOCATOR_CORS_ORIGINS",
+        value_delimiter = ',',
+        value_name = "ORIGIN"
+    )]
+    pub cors_origins: Vec<Origin>,
 }
 
 /// How servers are chosen.

@@ -2,6 +2,8 @@
 //! once in Postgres, and answered the same on every repeat.
 //!
 //! ```text
+//! poller ──JSON──▶ http
+//!                   ▼
 //! worker ──gRPC──▶ api ──▶ allocator ──▶ domain        (pure: filter, score, ports, refusals)
 //!                              │  ▲
 //!                              ▼  │ fold
@@ -10,8 +12,8 @@
 //! watcher ◀─stream─ api ◀── events ◀── the event log   (commit order, gap-free, resumable)
 //! ```
 //!
-//! Imports point one way: `cli → server → api → allocator → events → store → domain`. `postgres` keeps the embedded cluster and
-//! knows nothing of the rest; `ARCHITECTURE.md` says more.
+//! Imports point one way: `cli → server → http → api → allocator → events → store → domain`. `postgres` keeps the embedded
+//! cluster and knows nothing of the rest; `ARCHITECTURE.md` says more.
 
 pub mod allocator;
 pub mod api;
@@ -19,6 +21,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod events;
+pub mod http;
 pub mod inventory_file;
 pub mod postgres;
 pub mod proto;

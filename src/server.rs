@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use sqlx::migrate::MigrateError;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::{
     service::Routes,
     transport::{Server, server::TcpIncoming},
@@ -17,6 +17,7 @@ use crate::{
     api::{Api, request_id::RequestIdLayer, transport_errors::with_reason},
     domain::request::Strategy,
     events::Hub,
+    http::{self, Origin, Readiness},
     proto::{
         FILE_DESCRIPTOR_SET,
         v1::{
@@ -52,6 +53,8 @@ pub struct ServerOptions {
     pub insecure_allow_remote: bool,
     /// How long requests under way may take once the service is told to stop.
     pub drain_timeout: Duration,
+    /// The origins whose pages may call from a browser.
+    pub cors_origins: Vec<Origin>,
     /// The database.
     pub store: StoreOptions,
     /// The allocator.
@@ -109,19 +112,23 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         api.register_at_start(server).await.with_context(|| format!("cannot register server `{handle}`"))?;
     }
 
-    let (health, health_service) = tonic_health::server::health_reporter();
-    set_health(&health, ServingStatus::Serving).await;
+    let (reporter, health_service) = tonic_health::server::health_reporter();
+    let (readiness, readable) = watch::channel(Readiness::Ready);
+    let health = Health { reporter, readiness };
+    health.set(Readiness::Ready).await;
     let watch_health = tokio::spawn(watch_health(store.clone(), health.clone()));
 
     let routes = Routes::new(health_service)
         .add_service(ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
-        .add_service(ServerInventoryServer::new(api).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(ServerInventoryServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
+    let routes = http::routes(routes, api, readable, options.cors_origins);
     // The builder's own `tcp_nodelay` is for listeners that it binds itself. Without it here, each answer waits 40 ms for the
     // acknowledgement of its headers.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = Server::builder()
+        .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
@@ -136,7 +143,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
                 soft.cancelled().await;
                 // Balancers see this first, and send no more.
                 watch_health.abort();
-                set_health(&health, ServingStatus::NotServing).await;
+                health.set(Readiness::ShuttingDown).await;
             }
         };
         let serve = serving.serve_with_incoming_shutdown(incoming, stop);
@@ -207,22 +214,36 @@ pub fn migration_failed(error: &MigrateError, place: &str) -> anyhow::Error {
     }
 }
 
-async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", ALLOCATOR, INVENTORY] {
-        health.set_service_status(service, status).await;
+/// What the service says of itself to those that ask, by gRPC and by HTTP.
+#[derive(Debug, Clone)]
+struct Health {
+    reporter: HealthReporter,
+    readiness: watch::Sender<Readiness>,
+}
+
+impl Health {
+    async fn set(&self, readiness: Readiness) {
+        let status = match readiness {
+            Readiness::Ready => ServingStatus::Serving,
+            Readiness::DatabaseUnavailable | Readiness::ShuttingDown => ServingStatus::NotServing,
+        };
+        self.readiness.send_replace(readiness);
+        for service in ["", ALLOCATOR, INVENTORY] {
+            self.reporter.set_service_status(service, status).await;
+        }
     }
 }
 
 /// SERVING only while the database answers.
-async fn watch_health(store: Store, health: HealthReporter) {
-    let mut was = ServingStatus::Serving;
+async fn watch_health(store: Store, health: Health) {
+    let mut was = Readiness::Ready;
     loop {
         tokio::time::sleep(HEALTH_INTERVAL).await;
         let answers = matches!(tokio::time::timeout(HEALTH_TIMEOUT, store.ping()).await, Ok(Ok(())));
-        let is = if answers { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let is = if answers { Readiness::Ready } else { Readiness::DatabaseUnavailable };
         if is != was {
-            tracing::warn!(status = %is, "the health of the service changed with its database");
-            set_health(&health, is).await;
+            tracing::warn!(readiness = ?is, "the health of the service changed with its database");
+            health.set(is).await;
             was = is;
         }
     }

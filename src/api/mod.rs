@@ -7,7 +7,7 @@ mod decode;
 mod encode;
 mod inventory;
 pub mod request_id;
-mod status;
+pub mod status;
 pub mod token;
 pub mod transport_errors;
 mod watch;
@@ -17,7 +17,10 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-pub use self::status::DOMAIN;
+pub use self::{
+    decode::{Fields, told},
+    status::DOMAIN,
+};
 use self::{
     status::{ApiError, to_status},
     token::{PageToken, ResumeToken, Tokens},
@@ -74,9 +77,13 @@ impl Api {
     ) -> Result<Response<A>, Status> {
         let request_id = request_id::of(&request);
         let answer = work(self, request.into_inner(), request_id.clone()).await;
-        answer
-            .map(Response::new)
-            .map_err(|error| to_status(&error, &request_id, &self.tokens, Some(self.epoch())))
+        answer.map(Response::new).map_err(|error| self.refuse(&error, &request_id))
+    }
+
+    /// The status of an error.
+    #[must_use]
+    pub fn refuse(&self, error: &ApiError, request_id: &str) -> Status {
+        to_status(error, request_id, &self.tokens, Some(self.epoch()))
     }
 }
 

@@ -83,7 +83,8 @@ where
             }
             let status = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
             let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-            tracing::debug!(grpc_status = status.unwrap_or("0"), duration_ms, "answered");
+            let http_status = response.status().as_u16();
+            tracing::debug!(http_status, grpc_status = status.unwrap_or("0"), duration_ms, "answered");
             Ok(response)
         };
         Box::pin(answer.instrument(span))

@@ -7,7 +7,7 @@ use tonic::{Code, Status, codegen::http::HeaderMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
-    decode::FieldViolation,
+    decode::{FieldViolation, told},
     token::{ResumeToken, Tokens},
 };
 use crate::{
@@ -45,6 +45,33 @@ pub enum ApiError {
         /// The field.
         field: &'static str,
     },
+    /// No service of that name is offered.
+    UnknownService,
+    /// There is nothing at a path.
+    PathNotFound {
+        /// The path.
+        path: String,
+    },
+    /// A path does not take a method of HTTP.
+    MethodNotAllowed {
+        /// The method.
+        method: String,
+    },
+    /// A page of that origin may not call.
+    OriginNotAllowed {
+        /// The origin.
+        origin: String,
+    },
+    /// The service is up, and its database is not.
+    DatabaseUnavailable,
+}
+
+impl ApiError {
+    /// One field is malformed.
+    #[must_use]
+    pub fn invalid(field: &str, description: impl std::fmt::Display) -> Self {
+        Self::Invalid(vec![FieldViolation { field: field.to_owned(), description: description.to_string() }])
+    }
 }
 
 impl From<Vec<FieldViolation>> for ApiError {
@@ -154,6 +181,34 @@ pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Opt
             format!("`{field}` is not offered yet; leave it out"),
         )
         .with("field", field),
+        ApiError::UnknownService => Answer::new(
+            Code::Unimplemented,
+            "NOT_IMPLEMENTED",
+            Disposition::Caller,
+            "there is no such service here; reflection lists those that there are",
+        ),
+        ApiError::PathNotFound { path } => Answer::new(
+            Code::NotFound,
+            "PATH_NOT_FOUND",
+            Disposition::Caller,
+            format!("nothing is at {}; there are /api/allocations/, /healthz and /readyz", told(path)),
+        )
+        .with("path", told(path)),
+        ApiError::MethodNotAllowed { method } => Answer::new(
+            Code::Unimplemented,
+            "NOT_IMPLEMENTED",
+            Disposition::Caller,
+            format!("the path does not take {}; the header `allow` lists what it takes", told(method)),
+        )
+        .with("method", told(method)),
+        ApiError::OriginNotAllowed { origin } => Answer::new(
+            Code::PermissionDenied,
+            "ORIGIN_NOT_ALLOWED",
+            Disposition::Operator,
+            format!("pages of {} may not call; --cors-origin names those that may", told(origin)),
+        )
+        .with("origin", told(origin)),
+        ApiError::DatabaseUnavailable => database_unavailable(),
     };
     answer.into_status(request_id)
 }
@@ -241,13 +296,7 @@ fn allocator(error: &Error) -> Answer {
 
 fn store(error: &StoreError) -> Answer {
     match error {
-        StoreError::Unavailable(_) | StoreError::Busy(_) => Answer::new(
-            Code::Unavailable,
-            "DATABASE_UNAVAILABLE",
-            Disposition::Technical,
-            "the database cannot be reached now, so whether the request was committed is not known; repeating it is safe",
-        )
-        .retry_after(RETRY_SOON),
+        StoreError::Unavailable(_) | StoreError::Busy(_) => database_unavailable(),
         StoreError::Constraint { .. } | StoreError::Inconsistent { .. } | StoreError::Driver(_) => {
             Answer::new(
                 Code::Internal,
@@ -257,6 +306,16 @@ fn store(error: &StoreError) -> Answer {
             )
         }
     }
+}
+
+fn database_unavailable() -> Answer {
+    Answer::new(
+        Code::Unavailable,
+        "DATABASE_UNAVAILABLE",
+        Disposition::Technical,
+        "the database cannot be reached now, so whether the request was committed is not known; repeating it is safe",
+    )
+    .retry_after(RETRY_SOON)
 }
 
 fn shutting_down() -> Answer {

@@ -81,6 +81,7 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
         listen: args.listen.listen,
         insecure_allow_remote: args.listen.insecure_allow_remote,
         drain_timeout: args.listen.drain_timeout,
+        cors_origins: args.listen.cors_origins,
         store: args.database.store_options(connect),
         allocator: AllocatorOptions {
             usage_max_age: args.placement.usage_max_age,

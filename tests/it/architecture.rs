@@ -10,17 +10,19 @@ use std::{
 
 /// What each module at the root of the crate may use of the others. A module that is not here may use none and be used by none.
 const MAY_USE: &[(&str, &[&str])] = &[
-    // The picture of `lib.rs`: cli → server → api → allocator → events → store → domain.
+    // The picture of `lib.rs`: cli → server → http → api → allocator → events → store → domain.
     ("domain", &[]),
     ("store", &["domain"]),
     ("events", &["store", "domain"]),
     ("allocator", &["events", "store", "domain"]),
     ("api", &["allocator", "events", "store", "domain", "proto"]),
-    ("server", &["api", "allocator", "events", "store", "domain", "proto", "shutdown"]),
+    ("http", &["api", "allocator", "events", "store", "domain", "proto"]),
+    ("server", &["http", "api", "allocator", "events", "store", "domain", "proto", "shutdown"]),
     (
         "cli",
         &[
             "server",
+            "http",
             "api",
             "allocator",
             "events",
@@ -39,7 +41,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("postgres", &[]),
     ("shutdown", &[]),
     ("inventory_file", &["proto"]),
-    ("config", &["store", "domain"]),
+    ("config", &["http", "store", "domain"]),
     ("telemetry", &["config"]),
     ("lib", &[]),
     ("main", &[]),
@@ -293,8 +295,9 @@ fn one_file_makes_statuses_and_names_codes() {
     let mut wrong = Vec::new();
     for file in sources().iter().filter(|file| file.path != "api/status.rs") {
         let words = tokens(&file.code);
-        // The command line reads the codes that it is sent.
+        // The command line reads the codes that it is sent, and HTTP has numbers of its own for them.
         if file.root() != "cli"
+            && file.path != "http/status.rs"
             && (contains(&words, &["Code", "::"]) || contains(&words, &["tonic", "::", "Code"]))
         {
             wrong.push(format!("{} names a code", file.path));

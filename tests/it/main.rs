@@ -9,6 +9,7 @@ mod faults;
 mod find_server;
 mod hand_edits;
 mod health;
+mod http;
 mod inventory;
 mod list;
 mod migrations;

@@ -19,6 +19,7 @@ async fn start(database: &TestDatabase) -> anyhow::Result<(RunningServer, Shutdo
         listen: "127.0.0.1:0".parse().unwrap(),
         insecure_allow_remote: false,
         drain_timeout: Duration::from_secs(5),
+        cors_origins: Vec::new(),
         store: StoreOptions {
             connect: database.connect_options(),
             max_connections: 4,

@@ -235,6 +235,8 @@ fn wrong_usage_is_told_before_anything_is_started() {
         (&["--port-rest", "60"], "--port-rest"),
         (&["--drain-timeout=-1s"], "--drain-timeout"),
         (&["--listen", "localhost"], "--listen"),
+        (&["--cors-origin", "*"], "--cors-origin"),
+        (&["--cors-origin", "https://a.example.com/path"], "--cors-origin"),
         (&["--strategy", "random"], "--strategy"),
         (&["--queue-limit", "0"], "--queue-limit"),
         (&["--database-connections", "1"], "--database-connections"),

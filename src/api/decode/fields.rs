@@ -33,7 +33,8 @@ pub(super) fn port(fields: &mut Fields, field: String, port: u32) -> Option<Port
 }
 
 /// What a caller wrote, as it is told back: without control characters, and not more of it than a reader needs.
-pub(super) fn told(text: &str) -> String {
+#[must_use]
+pub fn told(text: &str) -> String {
     const MOST: usize = 64;
     let start: String = text.chars().take(MOST).collect();
     let rest = if text.chars().nth(MOST).is_some() { "…" } else { "" };

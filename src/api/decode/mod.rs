@@ -10,7 +10,7 @@ use std::fmt::Display;
 
 pub use self::{
     allocations::{ensure, find, page_size, release},
-    fields::{handle, project_id},
+    fields::{handle, project_id, told},
     inventory::{etag, register, source, status_filter, sync, update, usage},
 };
 

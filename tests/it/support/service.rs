@@ -5,6 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use resource_allocator::{
     allocator::AllocatorOptions,
     domain::request::Strategy,
+    http::Origin,
     proto::v1::{
         self, resource_allocator_client::ResourceAllocatorClient,
         server_inventory_client::ServerInventoryClient,
@@ -27,6 +28,8 @@ pub struct TestServiceBuilder {
     pub strategy: Strategy,
     /// How long a stop may take.
     pub drain_timeout: Duration,
+    /// The origins whose pages may call.
+    pub cors_origins: Vec<Origin>,
 }
 
 impl TestServiceBuilder {
@@ -53,6 +56,7 @@ impl TestServiceBuilder {
             listen: "127.0.0.1:0".parse().unwrap(),
             insecure_allow_remote: false,
             drain_timeout: self.drain_timeout,
+            cors_origins: self.cors_origins,
             store: StoreOptions { connect, max_connections: 16, acquire_timeout: Duration::from_secs(5) },
             allocator: self.allocator,
             strategy: self.strategy,
@@ -88,6 +92,7 @@ impl TestService {
             allocator: AllocatorOptions::default(),
             strategy: Strategy::Spread,
             drain_timeout: Duration::from_secs(5),
+            cors_origins: Vec::new(),
         }
     }
 }

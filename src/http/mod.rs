@@ -1,0 +1,57 @@
+//! HTTP beside gRPC, on the same port: JSON for callers that poll, what probes ask, and gRPC-web for pages in browsers.
+//!
+//! `edge` decides what may come in and answers what nothing else does, `allocations` and `probes` are the paths, `status` turns
+//! a refusal into JSON. The work itself is the RPCs'.
+
+mod allocations;
+mod edge;
+mod origin;
+mod probes;
+mod status;
+
+use std::sync::Arc;
+
+use axum::{Router, middleware, routing::get};
+use tokio::sync::watch;
+use tonic::service::Routes;
+use tonic_web::GrpcWebLayer;
+
+pub use self::{origin::Origin, probes::Readiness};
+use crate::api::Api;
+
+/// What the paths share.
+#[derive(Debug, Clone)]
+struct Http {
+    api: Api,
+    readiness: watch::Receiver<Readiness>,
+    origins: Arc<[Origin]>,
+}
+
+/// Everything that the port answers: the services, by gRPC and by gRPC-web, and the paths of this module. `origins` are those
+/// whose pages may call.
+#[must_use]
+pub fn routes(
+    services: Routes,
+    api: Api,
+    readiness: watch::Receiver<Readiness>,
+    origins: Vec<Origin>,
+) -> Routes {
+    let cors = edge::cors(&origins);
+    let http = Http { api, readiness, origins: origins.into() };
+    let mut router: Router<Http> = services
+        .into_axum_router()
+        .with_state(())
+        .route_layer(GrpcWebLayer::new())
+        .route_layer(middleware::from_fn_with_state(http.clone(), edge::grpc_alone))
+        .route("/api/allocations/", get(allocations::list))
+        .route("/api/allocations", get(allocations::list))
+        .route("/healthz", get(probes::live))
+        .route("/readyz", get(probes::ready))
+        .method_not_allowed_fallback(edge::another_method)
+        .fallback(edge::nothing_here);
+    if let Some(cors) = cors {
+        router = router.layer(cors);
+    }
+    let known_origins = middleware::from_fn_with_state(http.clone(), edge::known_origins);
+    router.layer(known_origins).with_state::<()>(http).into()
+}
