@@ -153,9 +153,10 @@ def test_a_project_that_fits_nowhere_is_told_why(api, types, allocator, register
     assert info.metadata["nearest.short.ram_mb"] == "808"
 
 
-def test_the_example_that_the_readme_names_runs(service, stubs, register):
+def test_the_example_that_the_readme_names_runs(service, register):
     register("right", "192.0.2.11")
-    environment = os.environ | {"PYTHONPATH": str(stubs), "RESOURCE_ALLOCATOR_ENDPOINT": f"http://{service.address}"}
+    client = ROOT / "clients" / "python" / "src"
+    environment = os.environ | {"PYTHONPATH": str(client), "RESOURCE_ALLOCATOR_ENDPOINT": service.endpoint}
     example = subprocess.run(
         [sys.executable, ROOT / "examples" / "tour.py"],
         env=environment,
