@@ -1,0 +1,262 @@
+"""`AsyncResourceAllocator`: the client for asyncio. What the calls mean is said at `ResourceAllocator`, whose they are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+
+from . import _requests, _waiting
+from ._channel import ChannelOptions, find_endpoint, open_async_channel
+from ._patience import Backoff, Patience
+from ._requests import Module, Strategy
+from ._resumption import Resumption
+from ._status import read_error
+from .aio_watch import AsyncWatch
+from .client import TIMEOUT, Listing
+from .errors import ResourceAllocatorError, TechnicalFailure, WaitRefusal
+from .v1 import resource_allocator_pb2 as api
+from .v1 import types_pb2 as types
+from .v1.resource_allocator_pb2_grpc import ResourceAllocatorStub
+from .watch import OnReconnect
+
+_log = logging.getLogger("resource_allocator_client")
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+class AsyncResourceAllocator:
+    """Calls Resource Allocator from the event loop in which it was made; see `ResourceAllocator`."""
+
+    def __init__(
+        self, endpoint: str | None = None, *, timeout: float = TIMEOUT, channel_options: ChannelOptions = ()
+    ) -> None:
+        """Connects at the first call; the arguments are those of `ResourceAllocator`."""
+        self.endpoint = find_endpoint(endpoint)
+        self.timeout = timeout
+        self._channel = open_async_channel(self.endpoint, channel_options)
+        self._stub = ResourceAllocatorStub(self._channel)
+
+    async def ensure(
+        self,
+        project_id: str,
+        modules: Iterable[Module] = (),
+        *,
+        cpu_millis: int | None = None,
+        ram_mb: int | None = None,
+        disk_mb: int | None = None,
+        server_handle: str | None = None,
+        server_selector: Mapping[str, str] | None = None,
+        start_port: int | None = None,
+        strategy: Strategy | None = None,
+        validate_only: bool = False,
+        timeout: float | None = None,
+    ) -> api.EnsureAllocationResponse:
+        """Places a project on a server, once, and gives every module of it a port; see `ResourceAllocator.ensure`."""
+        request = _requests.ensure(
+            project_id,
+            modules,
+            cpu_millis=cpu_millis,
+            ram_mb=ram_mb,
+            disk_mb=disk_mb,
+            server_handle=server_handle,
+            server_selector=server_selector,
+            start_port=start_port,
+            strategy=strategy,
+            validate_only=validate_only,
+        )
+        return await self._call(self._stub.EnsureAllocation, request, timeout)
+
+    async def wait(
+        self,
+        project_id: str,
+        modules: Iterable[Module] = (),
+        *,
+        wait_for: float,
+        cpu_millis: int | None = None,
+        ram_mb: int | None = None,
+        disk_mb: int | None = None,
+        server_handle: str | None = None,
+        server_selector: Mapping[str, str] | None = None,
+        start_port: int | None = None,
+        strategy: Strategy | None = None,
+    ) -> api.EnsureAllocationResponse:
+        """Does what `ensure` does, and waits up to `wait_for` seconds for capacity; see `ResourceAllocator.wait`."""
+        request = _requests.ensure(
+            project_id,
+            modules,
+            cpu_millis=cpu_millis,
+            ram_mb=ram_mb,
+            disk_mb=disk_mb,
+            server_handle=server_handle,
+            server_selector=server_selector,
+            start_port=start_port,
+            strategy=strategy,
+        )
+        wait = _waiting.Wait(wait_for)
+        try:
+            return await self._stand_in_line(request, wait)
+        except ResourceAllocatorError as error:
+            if not _waiting.has_no_line(error):
+                raise
+        return await self._try_again_on_signs(request, wait)
+
+    async def release(
+        self, project_id: str, modules: Iterable[str] | None = None, *, timeout: float | None = None
+    ) -> api.ReleaseAllocationResponse:
+        """Gives back a whole project, or the modules that are named; see `ResourceAllocator.release`."""
+        return await self._call(self._stub.ReleaseAllocation, _requests.release(project_id, modules), timeout)
+
+    async def list(
+        self,
+        *,
+        project_id: str | None = None,
+        server_handle: str | None = None,
+        module: str | None = None,
+        timeout: float | None = None,
+    ) -> Listing:
+        """Reads the allocations that pass all filters, every page of them; see `ResourceAllocator.list`."""
+        allocations: list[types.Allocation] = []
+        page_token = resume_token = ""
+        while True:
+            request = _requests.page(project_id, server_handle, module, page_token)
+            page = await self._call(self._stub.ListAllocations, request, timeout)
+            allocations += page.allocations
+            resume_token = resume_token or page.resume_token
+            page_token = page.next_page_token
+            if not page_token:
+                return Listing(tuple(allocations), resume_token)
+
+    async def get(self, project_id: str, *, timeout: float | None = None) -> api.GetPlacementResponse:
+        """Reads one project's placement and allocations; see `ResourceAllocator.get`."""
+        return await self._call(self._stub.GetPlacement, api.GetPlacementRequest(project_id=project_id), timeout)
+
+    async def find(
+        self,
+        modules: Iterable[Module] = (),
+        *,
+        cpu_millis: int | None = None,
+        ram_mb: int | None = None,
+        disk_mb: int | None = None,
+        server_selector: Mapping[str, str] | None = None,
+        start_port: int | None = None,
+        strategy: Strategy | None = None,
+        max_candidates: int = 1,
+        explain: bool = False,
+        timeout: float | None = None,
+    ) -> api.FindServerResponse:
+        """Says which servers `ensure` would choose now, and changes nothing; see `ResourceAllocator.find`."""
+        request = _requests.find(
+            modules,
+            cpu_millis=cpu_millis,
+            ram_mb=ram_mb,
+            disk_mb=disk_mb,
+            server_selector=server_selector,
+            start_port=start_port,
+            strategy=strategy,
+            max_candidates=max_candidates,
+            explain=explain,
+        )
+        return await self._call(self._stub.FindServer, request, timeout)
+
+    def watch(
+        self,
+        *,
+        project_id: str | None = None,
+        server_handle: str | None = None,
+        resume_token: str = "",
+        from_beginning: bool = False,
+        on_reconnect: OnReconnect | None = None,
+        timeout: float | None = None,
+    ) -> AsyncWatch:
+        """Follows the events that pass the filters; see `ResourceAllocator.watch`."""
+        request = _requests.watch(project_id, server_handle, resume_token, from_beginning)
+        resumption = Resumption(request, self.timeout if timeout is None else timeout, on_reconnect)
+        return AsyncWatch(lambda again: self._stub.WatchAllocations(again), resumption, self.endpoint)
+
+    async def close(self) -> None:
+        """Closes the connection; calls and watches that are under way end."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> AsyncResourceAllocator:
+        """Gives itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the connection."""
+        await self.close()
+
+    async def _call(
+        self, method: Callable[..., Awaitable[_Response]], request: _Request, timeout: float | None
+    ) -> _Response:
+        patience = Patience(self.timeout if timeout is None else timeout)
+        while True:
+            try:
+                return await method(request, timeout=patience.left())
+            except grpc.RpcError as broken:
+                error = read_error(broken, self.endpoint)
+                pause = patience.pause_after(error)
+                if pause is None:
+                    raise error from broken
+                _log.info("calling again in %.1f s: %s", pause, error)
+            await asyncio.sleep(pause)
+
+    async def _stand_in_line(
+        self, request: api.EnsureAllocationRequest, wait: _waiting.Wait
+    ) -> api.EnsureAllocationResponse:
+        backoff = Backoff()
+        while True:
+            left = wait.left()
+            try:
+                return await self._call(
+                    self._stub.EnsureAllocation, _requests.waiting(request, left), left + _waiting.ANSWER_MARGIN
+                )
+            except TechnicalFailure as failure:
+                # A replica that ends does not take the place in line with it.
+                pause = backoff.failed(failure.retry_after)
+                if pause >= wait.left():
+                    raise
+                _log.info("standing in line again in %.1f s: %s", pause, failure)
+            await asyncio.sleep(pause)
+
+    async def _try_again_on_signs(
+        self, request: api.EnsureAllocationRequest, wait: _waiting.Wait
+    ) -> api.EnsureAllocationResponse:
+        backoff = Backoff()
+        while True:
+            try:
+                # The point of the log comes first, so that what makes room while the ensure is refused is not missed.
+                page = _requests.page(request.project_id, None, None, "")
+                since = await self._call(self._stub.ListAllocations, page, None)
+                return await self._call(self._stub.EnsureAllocation, request, None)
+            except WaitRefusal as refusal:
+                wait.refused(refusal)
+                _log.info("waiting for a sign that there is room: %s", refusal)
+            except TechnicalFailure as failure:
+                pause = backoff.failed(failure.retry_after)
+                if pause >= wait.left():
+                    raise
+                await asyncio.sleep(pause)
+                continue
+            await self._sleep_until_sign(since.resume_token, min(_waiting.POLL, wait.left()))
+
+    async def _sleep_until_sign(self, resume_token: str, longest: float) -> None:
+        until = Patience(longest)
+        request = _requests.watch(None, None, resume_token, from_beginning=False)
+        stream = self._stub.WatchAllocations(request, timeout=longest)
+        try:
+            async for message in stream:
+                if message.WhichOneof("payload") == "event" and _waiting.may_have_made_room(message.event):
+                    return
+        except grpc.RpcError as broken:
+            # The end of the time is the usual case. A stream that broke early is no reason to ask more often.
+            _log.debug("the stream ended: %s", read_error(broken, self.endpoint))
+        finally:
+            stream.cancel()
+        await asyncio.sleep(until.left())

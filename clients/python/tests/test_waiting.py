@@ -1,0 +1,160 @@
+"""Waiting for capacity, in the service's line and, for an older service, beside the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+from conftest import Fleet
+from live_service import PATIENCE_S, Service
+from scripted import abort
+
+from resource_allocator_client import AsyncResourceAllocator, ResourceAllocator, _waiting
+from resource_allocator_client.errors import InsufficientCapacity, RequestExceedsFleet, WaitTimedOut
+from resource_allocator_client.v1 import resource_allocator_pb2 as api
+from resource_allocator_client.v1.resource_allocator_pb2_grpc import ResourceAllocatorServicer, ResourceAllocatorStub
+
+
+class OlderRelease(ResourceAllocatorServicer):
+    """Passes calls on to the real service, but for `wait_for_capacity`, which it does not know."""
+
+    def __init__(self, service: Service) -> None:
+        self._real = ResourceAllocatorStub(grpc.insecure_channel(service.address))
+        # Set when an ensure was refused and the caller's stream is open after it.
+        self.waited_for = threading.Event()
+        self.ensures = 0
+
+    def EnsureAllocation(  # noqa: N802
+        self, request: api.EnsureAllocationRequest, context: grpc.ServicerContext
+    ) -> api.EnsureAllocationResponse:
+        if request.HasField("wait_for_capacity"):
+            abort(context, grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED", "CALLER", field="wait_for_capacity")
+        self.ensures += 1
+        return self._pass_on(self._real.EnsureAllocation, request, context)
+
+    def ListAllocations(  # noqa: N802
+        self, request: api.ListAllocationsRequest, context: grpc.ServicerContext
+    ) -> api.ListAllocationsResponse:
+        return self._pass_on(self._real.ListAllocations, request, context)
+
+    def WatchAllocations(  # noqa: N802
+        self, request: api.WatchAllocationsRequest, context: grpc.ServicerContext
+    ) -> Iterator[api.WatchAllocationsResponse]:
+        stream = self._real.WatchAllocations(request)
+        context.add_callback(stream.cancel)
+        for message in stream:
+            self.waited_for.set()
+            yield message
+
+    def _pass_on(self, method, request, context: grpc.ServicerContext):
+        try:
+            return method(request, timeout=PATIENCE_S)
+        except grpc.RpcError as error:
+            context.set_trailing_metadata(error.trailing_metadata())
+            context.abort(error.code(), error.details())
+
+
+@pytest.fixture
+def older(shared_service: Service) -> OlderRelease:
+    return OlderRelease(shared_service)
+
+
+@pytest.fixture
+def full(client: ResourceAllocator, fleet: Fleet, tag: str) -> str:
+    """A project that fills the test's one server."""
+    fleet.register(ram_mb=1024)
+    client.ensure(f"{tag}-holder", ram_mb=1000, server_selector=fleet.selector)
+    return f"{tag}-holder"
+
+
+def in_background(action: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=action)
+    thread.start()
+    return thread
+
+
+def test_a_place_comes_when_another_project_gives_its_own_back(
+    client: ResourceAllocator, fleet: Fleet, full: str, tag: str
+):
+    answers = []
+    waiting = in_background(
+        lambda: answers.append(client.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=PATIENCE_S))
+    )
+    with client.watch(project_id=tag, from_beginning=True) as events:
+        # Told in the log: refused, or in line.
+        next(event for event in events if event.WhichOneof("detail") in {"failed", "waiting"})
+    client.release(full)
+    waiting.join(PATIENCE_S)
+    assert [allocation.module for allocation in answers[0].allocations] == ["backend"]
+
+
+def test_where_there_is_no_line_the_stream_tells_when_to_try_again(
+    client: ResourceAllocator, older: OlderRelease, serve, fleet: Fleet, full: str, tag: str, monkeypatch
+):
+    # Without the stream there would be no second try in time.
+    monkeypatch.setattr(_waiting, "POLL", 10 * PATIENCE_S)
+    answers = []
+    with ResourceAllocator(serve(older), timeout=PATIENCE_S) as through_older:
+
+        def wait() -> None:
+            answers.append(
+                through_older.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=20 * PATIENCE_S)
+            )
+
+        waiting = in_background(wait)
+        assert older.waited_for.wait(PATIENCE_S)
+        # A project that comes makes no room, and is no reason to try.
+        fleet.register("other", ram_mb=1)
+        client.release(full)
+        waiting.join(PATIENCE_S)
+    assert answers[0].placement.project_id == tag
+    assert 2 <= older.ensures <= 3
+
+
+def test_the_same_for_asyncio(
+    client: ResourceAllocator, older: OlderRelease, serve, fleet, full: str, tag, monkeypatch
+):
+    monkeypatch.setattr(_waiting, "POLL", 10 * PATIENCE_S)
+
+    async def scenario() -> api.EnsureAllocationResponse:
+        async with AsyncResourceAllocator(serve(older), timeout=PATIENCE_S) as through_older:
+            call = through_older.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=20 * PATIENCE_S)
+            waiting = asyncio.ensure_future(call)
+            assert await asyncio.to_thread(older.waited_for.wait, PATIENCE_S)
+            await asyncio.to_thread(client.release, full)
+            return await asyncio.wait_for(waiting, PATIENCE_S)
+
+    assert asyncio.run(scenario()).placement.project_id == tag
+    assert older.ensures == 2
+
+
+def test_what_the_log_does_not_tell_is_looked_for_now_and_then(
+    older: OlderRelease, serve, fleet, full: str, tag, monkeypatch
+):
+    monkeypatch.setattr(_waiting, "POLL", 0.1)
+    with ResourceAllocator(serve(older), timeout=PATIENCE_S) as client, pytest.raises(WaitTimedOut):
+        client.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=2)
+    assert older.ensures > 2
+
+
+def test_the_end_of_the_time_is_told_with_the_figures(
+    older: OlderRelease, serve, client, fleet: Fleet, full: str, tag: str
+):
+    with pytest.raises(WaitTimedOut):
+        client.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=0.5)
+    with ResourceAllocator(serve(older), timeout=PATIENCE_S) as through_older, pytest.raises(WaitTimedOut) as over:
+        through_older.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=0.5)
+    assert isinstance(over.value.__cause__, InsufficientCapacity)
+    assert over.value.metadata["nearest.short.ram_mb"] == "488"
+    assert "waited_s" in over.value.metadata
+
+
+def test_what_waiting_cannot_mend_is_raised_at_once(older: OlderRelease, serve, client, fleet: Fleet, tag: str):
+    fleet.register(ram_mb=1024)
+    with ResourceAllocator(serve(older), timeout=PATIENCE_S) as through_older:
+        for one in [client, through_older]:
+            with pytest.raises(RequestExceedsFleet):
+                one.wait(tag, ram_mb=99_999, server_selector=fleet.selector, wait_for=10 * PATIENCE_S)
