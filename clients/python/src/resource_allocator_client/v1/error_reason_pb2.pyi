@@ -169,6 +169,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "DEADLINE_PASSED", "metadata": {} }
     """
+    ERROR_REASON_PATH_NOT_FOUND: _ErrorReason.ValueType  # 50
+    """NOT_FOUND, CALLER. Over HTTP: nothing is at the path.
+
+        { "reason": "PATH_NOT_FOUND", "metadata": { "path": "/api/alocations/" } }
+    """
+    ERROR_REASON_ORIGIN_NOT_ALLOWED: _ErrorReason.ValueType  # 51
+    """PERMISSION_DENIED, OPERATOR. Pages of this origin may not call; the service's flag `--cors-origin` names those that may.
+
+        { "reason": "ORIGIN_NOT_ALLOWED", "metadata": { "origin": "https://example.com" } }
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The values of `google.rpc.ErrorInfo.reason` with the domain `resourceallocator`, without the prefix `ERROR_REASON_`.
@@ -321,5 +331,15 @@ ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 29
 """CANCELLED or DEADLINE_EXCEEDED, TECHNICAL. The caller's deadline passed before the answer; repeating the call is safe.
 
     { "reason": "DEADLINE_PASSED", "metadata": {} }
+"""
+ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 50
+"""NOT_FOUND, CALLER. Over HTTP: nothing is at the path.
+
+    { "reason": "PATH_NOT_FOUND", "metadata": { "path": "/api/alocations/" } }
+"""
+ERROR_REASON_ORIGIN_NOT_ALLOWED: ErrorReason.ValueType  # 51
+"""PERMISSION_DENIED, OPERATOR. Pages of this origin may not call; the service's flag `--cors-origin` names those that may.
+
+    { "reason": "ORIGIN_NOT_ALLOWED", "metadata": { "origin": "https://example.com" } }
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
