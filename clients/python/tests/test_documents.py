@@ -42,4 +42,4 @@ def test_the_readme_runs(sample_service: Service, clone: Path, monkeypatch: pyte
     # Its `pip` is that of the reader's environment.
     subprocess.run([sys.executable, "-m", "venv", clone / "venv"], check=True)
     monkeypatch.setenv("PATH", f"{clone / 'venv' / 'bin'}:{os.environ['PATH']}")
-    assert read("clients/python/README.md", sample_service, clone, "venv/bin/python") == 2
+    assert read("clients/python/README.md", sample_service, clone, "venv/bin/python") == 6
