@@ -136,7 +136,7 @@ impl Session {
 }
 
 /// tonic's own message is "transport error"; what happened stands at the end of the chain.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -10,12 +10,18 @@ mod error;
 mod find;
 mod health;
 pub mod migrate;
+mod node_exporter;
+mod node_list;
+mod node_metrics;
+mod nodes;
 mod output;
 mod request;
 pub mod serve;
 mod servers;
 mod servers_file;
+mod servers_observe;
 mod servers_set;
+mod servers_sync;
 mod watch;
 mod watch_text;
 

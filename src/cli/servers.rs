@@ -1,5 +1,5 @@
 //! `servers`: the inventory's commands on one server, and the list of all. Files are `servers_file`'s, changes of single
-//! fields `servers_set`'s.
+//! fields `servers_set`'s, lists of a source `servers_sync`'s.
 
 use clap::{Args, Subcommand};
 
@@ -9,8 +9,9 @@ use super::{
     error::CliError,
     output::{self, servers_table},
     request::parse_label,
-    servers_file::{self, ApplyArgs, SyncArgs},
+    servers_file::{self, ApplyArgs},
     servers_set::{self, SetArgs},
+    servers_sync::{self, SyncArgs},
 };
 use crate::{
     inventory_file::{parse_port_range, parse_status},
@@ -48,8 +49,9 @@ enum ServersCommand {
     Delete(DeleteArgs),
     /// Take the whole list of one source: create, update, and mark MISSING what it no longer lists
     ///
-    /// The exit code is 1 when the service took the list but rejected some of its servers.
-    Sync(SyncArgs),
+    /// The list is read from a file, or from a Prometheus node_exporter on each server, which tells usage as well. The
+    /// exit code is 1 when the service took the list but rejected some of its servers.
+    Sync(Box<SyncArgs>),
 }
 
 /// Runs one of the inventory's commands.
@@ -65,7 +67,7 @@ pub async fn servers(args: ServersArgs) -> Result<(), CliError> {
         ServersCommand::Get(args) => get(args, client).await,
         ServersCommand::Set(args) => servers_set::set(args, client).await,
         ServersCommand::Delete(args) => delete(args, client).await,
-        ServersCommand::Sync(args) => servers_file::sync(args, client).await,
+        ServersCommand::Sync(args) => servers_sync::sync(*args, client).await,
     }
 }
 

@@ -1,18 +1,21 @@
-//! `servers apply` and `servers sync`: the inventory from a file.
+//! Inventory files, and `servers apply`, which registers the servers of one.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use clap::Args;
 
 use super::{
     client::{ClientArgs, OutputFormat, Session},
-    error::{CliError, EXIT_DONE, EXIT_FAILURE},
+    error::{CliError, EXIT_DONE},
     output,
 };
 use crate::{
     inventory_file::{self, Format},
-    proto::v1::{RegisterServerRequest, Server, SyncServersRequest, SyncServersResponse},
+    proto::v1::{RegisterServerRequest, Server},
 };
 
 /// Arguments of `servers apply`.
@@ -52,57 +55,11 @@ pub async fn apply(args: ApplyArgs, client: &ClientArgs) -> Result<(), CliError>
     if worst == EXIT_DONE { Ok(()) } else { Err(CliError::Told(worst)) }
 }
 
-/// Arguments of `servers sync`.
-#[derive(Debug, Args)]
-pub struct SyncArgs {
-    /// A .toml or .json file with every server of the source; examples/servers.toml shows its shape
-    file: PathBuf,
-    /// Who lists
-    #[arg(long, value_name = "NAME")]
-    source: String,
-    /// Answer what would change, and write nothing
-    #[arg(long)]
-    dry_run: bool,
-    /// Confirm an empty list, or one that marks more than half of the source's servers missing
-    #[arg(long)]
-    allow_mass_missing: bool,
-}
-
-/// Takes the whole list of one source.
+/// Reads an inventory file.
 ///
 /// # Errors
-/// A file that cannot be read, the service's refusal, or exit code 1 when it rejected some of the servers.
-pub async fn sync(args: SyncArgs, client: &ClientArgs) -> Result<(), CliError> {
-    let servers = read(&args.file)?;
-    let session = Session::connect(client).await?;
-    let request = session.request(SyncServersRequest {
-        source: args.source,
-        servers,
-        validate_only: args.dry_run,
-        allow_mass_missing: args.allow_mass_missing,
-    });
-    let answer = session.inventory().sync_servers(request).await?.into_inner();
-    output::print(session.output, &answer, |answer| sync_text(answer, args.dry_run))?;
-    if answer.rejected == 0 { Ok(()) } else { Err(CliError::Told(EXIT_FAILURE)) }
-}
-
-fn sync_text(answer: &SyncServersResponse, dry_run: bool) -> String {
-    let results = output::table(
-        ["HANDLE", "ACTION", "DETAIL"],
-        answer.results.iter().map(|result| {
-            let action = output::short_name(result.action().as_str_name(), "ACTION_");
-            [result.handle.clone(), action.to_owned(), result.detail.clone()]
-        }),
-    );
-    let SyncServersResponse { created, updated, unchanged, marked_missing, rejected, .. } = answer;
-    let written = if dry_run { "; nothing was written" } else { "" };
-    format!(
-        "{results}\n\n{created} created, {updated} updated, {unchanged} unchanged, {marked_missing} marked missing, \
-         {rejected} rejected{written}"
-    )
-}
-
-fn read(path: &PathBuf) -> Result<Vec<Server>, CliError> {
+/// A file that cannot be read, or is no inventory.
+pub fn read(path: &Path) -> Result<Vec<Server>, CliError> {
     let name = path.display();
     let format = Format::of(path).map_err(|error| CliError::Usage(format!("{name}: {error}")))?;
     let bytes = fs::read(path).with_context(|| format!("{name}"))?;

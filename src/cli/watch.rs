@@ -128,7 +128,7 @@ impl Watcher {
 }
 
 /// Whether the same request may be answered later, at this replica or another.
-fn may_resume(status: &Status) -> bool {
+pub fn may_resume(status: &Status) -> bool {
     match error::disposition(&status.get_error_details()) {
         Some(disposition) => matches!(disposition, "WAIT" | "TECHNICAL"),
         // The transport's own: a connection that broke shows as one of these, by where it broke.

@@ -13,6 +13,9 @@ mod http;
 mod inventory;
 mod list;
 mod migrations;
+// An exporter on another system tells other metrics.
+#[cfg(target_os = "linux")]
+mod node_exporter;
 mod placement;
 mod refusals;
 mod release;

@@ -2,6 +2,7 @@
 //! clients. Nothing is mocked, and no Postgres is a failure.
 
 mod database;
+pub mod exporter;
 pub mod inventory;
 
 pub mod process;
