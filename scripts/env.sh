@@ -16,6 +16,11 @@ fail() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
+cargo_target_dir() {
+    cargo metadata --manifest-path "$ROOT/Cargo.toml" --no-deps --offline --format-version 1 |
+        sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
+}
+
 # Prints the folder of a PostgreSQL server's programs, looking where the service looks, then where the set-up puts them.
 find_postgres() {
     local folder folders
