@@ -104,13 +104,14 @@ impl Packer for Ours {
         let decision = decide(&self.fleet, &Project::unplaced(project_id.clone()), &request, &context);
         let Ok(Decision::Place { server_handle, selected, reserve, .. }) = decision else { return false };
         let ensured = Ensured {
-            requested: Requested { modules: Vec::new(), resources: request.resources },
+            requested: Requested::of(&request),
             selected: Some(selected),
             server_address: String::new(),
             grown: reserve,
             // Ports are not what is measured here.
             allocations: Vec::new(),
             allocation_count: 0,
+            served: None,
         };
         self.fleet.apply(&LogEntry {
             first_sequence: self.fleet.sequence() + 1,

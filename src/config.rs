@@ -152,6 +152,10 @@ pub struct PlacementArgs {
     #[arg(long, env = "RESOURCE_ALLOCATOR_QUEUE_LIMIT", default_value_t = 4096, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub queue_limit: u32,
+    /// How many projects may stand in line for capacity before others are told to come back
+    #[arg(long, env = "RESOURCE_ALLOCATOR_LINE_LIMIT", default_value_t = 1000, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub line_limit: u32,
 }
 
 /// A strategy by name.

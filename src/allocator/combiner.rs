@@ -14,6 +14,7 @@ use super::{
     command::{Answer, Job, Request},
     ensure, inventory,
     journal::Journal,
+    line,
     replica::Replica,
 };
 use crate::{
@@ -161,7 +162,8 @@ impl Combiner {
     }
 
     /// Plans every request in memory, in arrival order, and writes what came of it. Those that wait together are concurrent, so
-    /// that any order of theirs is a fair one: usage reports first, then the inventory, then projects.
+    /// that any order of theirs is a fair one: usage reports first, then the inventory, then what is given back, then those who wait
+    /// in line, then projects.
     async fn write(
         &self,
         conn: &mut PgConnection,
@@ -188,21 +190,40 @@ impl Combiner {
                 *slot = Some(answer);
             }
         }
+        let fleet = replica.fleet_mut();
         for (job, slot) in batch.iter().zip(&mut answers) {
-            let fleet = replica.fleet_mut();
+            match &job.request {
+                Request::Release(request) => {
+                    let answer = ensure::release(&mut journal, fleet, request, &job.request_id, free_after);
+                    line::release(&mut journal, fleet, &request.project_id);
+                    *slot = Some(Ok(Answer::Released(answer)));
+                }
+                Request::Leave { project_id, caller } => {
+                    line::leave(&mut journal, fleet, project_id, *caller);
+                }
+                Request::Housekeep => line::look_anew(fleet),
+                _ => {}
+            }
+        }
+        // What was given back is for those who wait, before anyone who comes now.
+        line::settle(conn, &mut journal, fleet, &context).await?;
+        for (job, slot) in batch.iter().zip(&mut answers) {
             match &job.request {
                 Request::Ensure(request) => {
                     let answer = ensure::ensure(&mut journal, fleet, request, &job.request_id, &context);
                     *slot = Some(answer.map(Answer::Ensured).map_err(Error::from));
                 }
-                Request::Release(request) => {
-                    let answer = ensure::release(&mut journal, fleet, request, &job.request_id, free_after);
-                    *slot = Some(Ok(Answer::Released(answer)));
+                Request::Wait(asked) => {
+                    let terms = (pool, &context, self.options.line_limit);
+                    let answer = line::wait(&mut journal, fleet, asked, &job.request_id, terms);
+                    *slot = Some(answer.map_err(Error::from));
                 }
                 _ => {}
             }
         }
+        line::settle(conn, &mut journal, fleet, &context).await?;
         journal.write(conn, free_after).await?;
+        line::write(conn, &journal, fleet).await?;
         Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
     }
 }
@@ -227,6 +248,7 @@ fn project_ids(batch: &[Job]) -> Vec<String> {
         .iter()
         .filter_map(|job| match &job.request {
             Request::Ensure(request) => Some(request.project_id.as_str().to_owned()),
+            Request::Wait(asked) => Some(asked.request.project_id.as_str().to_owned()),
             Request::Release(request) => Some(request.project_id.as_str().to_owned()),
             _ => None,
         })

@@ -1,11 +1,13 @@
 //! What waits in the combiner's queue, and what is answered once it is committed.
 
+use time::OffsetDateTime;
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
-use super::Error;
+use super::{Error, line::WaitRequest};
 use crate::{
     domain::{
-        Allocation, Project, ServerHandle,
+        Allocation, Project, ProjectId, Reason, ServerHandle,
         inventory::{ServerPatch, ServerSpec, SyncPlan, SyncRequest},
         request::{EnsureRequest, ReleaseRequest},
         server::Observation,
@@ -29,6 +31,15 @@ pub struct Job {
 pub enum Request {
     /// Place a project, or add to what it holds.
     Ensure(EnsureRequest),
+    /// The same, and stand in line where there is no room now.
+    Wait(Box<WaitRequest>),
+    /// Give up a place in line: the call that waits there hung up.
+    Leave {
+        /// The project.
+        project_id: ProjectId,
+        /// The call.
+        caller: Uuid,
+    },
     /// Give back what a project holds.
     Release(ReleaseRequest),
     /// Create or replace a server.
@@ -72,6 +83,8 @@ pub enum Request {
 pub enum Answer {
     /// Of an ensure.
     Ensured(EnsureAnswer),
+    /// Of an ensure that stands in line.
+    Waits(Place),
     /// Of a release.
     Released(ReleaseAnswer),
     /// The server as it is now: of a register, an update or a usage report.
@@ -91,6 +104,23 @@ pub enum Outcome {
     Extended,
     /// It held everything already.
     Unchanged,
+}
+
+/// A place in line.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// The history of the log.
+    pub epoch: Uuid,
+    /// The number of the event that tells of the place: what comes of it follows.
+    pub sequence: i64,
+    /// The operation by which it was taken.
+    pub arrival: i64,
+    /// Why there is no room now.
+    pub reason: Reason,
+    /// Until when the call waits.
+    pub own_deadline: OffsetDateTime,
+    /// Until when the place lasts: longer where another call waits there for longer.
+    pub deadline: OffsetDateTime,
 }
 
 /// The answer of an ensure.

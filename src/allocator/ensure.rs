@@ -9,7 +9,8 @@ use super::{
 };
 use crate::domain::{
     Allocation, Fleet, Placement, Project, Refusal, Resources, ServerHandle,
-    event::{Ensured, Operation, Refused, Released, Requested, Selected},
+    event::{Ensured, Operation, Refused, Released, Requested, Selected, Served},
+    line::decide_in_line,
     placement::{Context, Decision, decide},
     ports::PortGrant,
     request::{EnsureRequest, ReleaseRequest},
@@ -34,15 +35,28 @@ pub fn ensure(
     request_id: &str,
     context: &Context,
 ) -> Result<EnsureAnswer, Refusal> {
+    decide_and_record(journal, fleet, request, request_id, context, None).inspect_err(|refusal| {
+        record_refusal(journal, fleet, request, request_id, refusal);
+    })
+}
+
+/// Decides an ensure and takes it up, but for a refusal; `served` is the place in line that it had.
+///
+/// # Errors
+/// The refusal.
+pub fn decide_and_record(
+    journal: &mut Journal,
+    fleet: &mut Fleet,
+    request: &EnsureRequest,
+    request_id: &str,
+    context: &Context,
+    served: Option<Served>,
+) -> Result<EnsureAnswer, Refusal> {
     let project = journal.project(&request.project_id);
-    let mut effect = match decide(fleet, &project, request, context) {
-        Ok(decision) => effect(fleet, project, request, decision, context),
-        Err(refusal) => {
-            record_refusal(journal, fleet, request, request_id, &refusal);
-            return Err(refusal);
-        }
-    };
+    let decision = decide_in_line(fleet, &project, request, context)?;
+    let mut effect = effect(fleet, project, request, decision, context);
     if let Some((server_handle, ensured)) = effect.operation.take() {
+        let ensured = Ensured { served, ..ensured };
         let sequence = journal.record(
             fleet,
             Some(request.project_id.clone()),
@@ -126,17 +140,14 @@ fn ensured(
     project: &Project,
 ) -> Ensured {
     Ensured {
-        requested: requested(request),
+        requested: Requested::of(request),
         selected,
         server_address: server_address.to_owned(),
         grown,
         allocations,
         allocation_count: u32::try_from(project.allocations.len()).unwrap_or(u32::MAX),
+        served: None,
     }
-}
-
-fn requested(request: &EnsureRequest) -> Requested {
-    Requested { modules: request.modules.clone(), resources: request.resources }
 }
 
 /// Adds to what the project holds; returns the new allocations.
@@ -172,7 +183,7 @@ fn give(
 }
 
 /// A refusal is told in the log, but not again and again while a caller retries.
-fn record_refusal(
+pub fn record_refusal(
     journal: &mut Journal,
     fleet: &mut Fleet,
     request: &EnsureRequest,
@@ -183,7 +194,7 @@ fn record_refusal(
         return;
     }
     let refused = Refused {
-        requested: requested(request),
+        requested: Requested::of(request),
         reason: refusal.reason,
         disposition: refusal.reason.disposition(),
         message: refusal.message.clone(),

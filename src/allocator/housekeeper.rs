@@ -8,7 +8,7 @@ use tokio::sync::{RwLock, mpsc, oneshot};
 use super::{
     AllocatorOptions, Error,
     command::{Job, Request},
-    inventory,
+    inventory, line,
     replica::Replica,
 };
 use crate::{
@@ -58,7 +58,9 @@ impl Housekeeper {
         let needed = {
             let replica = self.replica.read().await;
             let stale = |state| inventory::is_stale(state, &context);
-            replica.is_behind(&pool) || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))
+            replica.is_behind(&pool)
+                || line::is_due(replica.fleet(), &context)
+                || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))
         };
         let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(()) };
         let (reply, answer) = oneshot::channel();

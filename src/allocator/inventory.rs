@@ -122,7 +122,11 @@ pub async fn write(
             tell_stale(conn, journal, replica, context).await?;
             return Ok(None);
         }
-        Request::Ensure(_) | Request::Release(_) | Request::ReportUsage { .. } => return Ok(None),
+        Request::Ensure(_)
+        | Request::Wait(_)
+        | Request::Leave { .. }
+        | Request::Release(_)
+        | Request::ReportUsage { .. } => return Ok(None),
     };
     let server = match checked {
         Ok(server) => server,

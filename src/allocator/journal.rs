@@ -24,6 +24,8 @@ pub struct Journal {
     /// The transaction's time, by the database's clock.
     pub now: OffsetDateTime,
     entries: Vec<LogEntry>,
+    /// Places in line that are gone without an operation.
+    places: BTreeSet<ProjectId>,
     committed: HashMap<ProjectId, Project>,
     projects: HashMap<ProjectId, Project>,
 }
@@ -32,13 +34,52 @@ impl Journal {
     /// A journal of nothing, over what is committed for the projects at hand.
     #[must_use]
     pub fn new(now: OffsetDateTime, committed: HashMap<ProjectId, Project>) -> Self {
-        Self { now, entries: Vec::new(), projects: committed.clone(), committed }
+        let places = BTreeSet::new();
+        Self { now, entries: Vec::new(), places, projects: committed.clone(), committed }
     }
 
     /// A project as the operations so far leave it.
     #[must_use]
     pub fn project(&self, id: &ProjectId) -> Project {
         self.projects.get(id).cloned().unwrap_or_else(|| Project::unplaced(id.clone()))
+    }
+
+    /// The same, where it was looked at.
+    #[must_use]
+    pub fn known(&self, id: &ProjectId) -> Option<Project> {
+        self.projects.get(id).cloned()
+    }
+
+    /// Takes up what is committed for further projects: for those that are not found, nothing.
+    pub fn learn(&mut self, ids: &[ProjectId], found: impl IntoIterator<Item = (ProjectId, Project)>) {
+        let found: HashMap<_, _> = found.into_iter().collect();
+        for id in ids {
+            if self.projects.contains_key(id) {
+                continue;
+            }
+            if let Some(project) = found.get(id) {
+                self.committed.insert(id.clone(), project.clone());
+            }
+            let project = found.get(id).cloned().unwrap_or_else(|| Project::unplaced(id.clone()));
+            self.projects.insert(id.clone(), project);
+        }
+    }
+
+    /// Takes up a place in line that changed without an operation.
+    pub fn note_place(&mut self, id: ProjectId) {
+        self.places.insert(id);
+    }
+
+    /// The projects whose place in line may have changed.
+    #[must_use]
+    pub fn places(&self) -> BTreeSet<ProjectId> {
+        let changes_a_place = |entry: &&LogEntry| match &entry.operation {
+            Operation::Waiting(_) | Operation::LeftLine(_) => true,
+            Operation::Ensured(ensured) => ensured.served.is_some(),
+            _ => false,
+        };
+        let changed = self.entries.iter().filter(changes_a_place);
+        changed.filter_map(|entry| entry.project_id.clone()).chain(self.places.iter().cloned()).collect()
     }
 
     /// Takes up a project as an operation leaves it.

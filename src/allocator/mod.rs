@@ -9,8 +9,10 @@ mod error;
 mod housekeeper;
 mod inventory;
 mod journal;
+pub mod line;
 mod reader;
 mod replica;
+mod waiting;
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,6 +43,7 @@ use crate::{
         pools,
         ports::{self, AllocationFilter, AllocationRecord},
         servers::{self, ServerFilter, ServerRecord},
+        waiters::{self, WaiterRecord},
     },
 };
 
@@ -55,6 +58,8 @@ pub struct AllocatorOptions {
     pub queue_limit: usize,
     /// How many requests one transaction takes.
     pub max_batch: usize,
+    /// How many projects may stand in line.
+    pub line_limit: usize,
 }
 
 impl Default for AllocatorOptions {
@@ -64,6 +69,7 @@ impl Default for AllocatorOptions {
             port_rest: Duration::from_mins(1),
             queue_limit: 4096,
             max_batch: 256,
+            line_limit: 1000,
         }
     }
 }
@@ -291,6 +297,27 @@ impl Allocator {
         Ok(page(items, page_size, pool.last_sequence))
     }
 
+    /// A page of the line, and for whom something is kept, on which server.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn list_waiting(
+        &self,
+        project_id: Option<&ProjectId>,
+        after: i64,
+        page_size: i64,
+    ) -> Result<(Listed<WaiterRecord>, Option<(ProjectId, ServerHandle)>), Error> {
+        let kept = {
+            let (replica, _) = self.fleet().await?;
+            replica.fleet().line().kept_for().map(|(id, handle)| (id.clone(), handle.clone()))
+        };
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        let project_id = project_id.map(ProjectId::as_str);
+        let items = waiters::list(&mut snapshot, project_id, after, page_size + 1).await?;
+        Ok((page(items, page_size, pool.last_sequence), kept))
+    }
+
     /// The fleet with all that was committed before the call, and where the pool then stood. It does not change while the
     /// guard is held, but others may read it too.
     async fn fleet(&self) -> Result<(RwLockReadGuard<'_, Replica>, pools::PoolState), Error> {
@@ -307,6 +334,7 @@ impl Allocator {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
         replica.catch_up(&mut snapshot, &pool).await?;
+        line::refresh(&mut snapshot, replica.fleet_mut(), &self.context(&pool)).await?;
         Ok((replica.downgrade(), pool))
     }
 

@@ -10,7 +10,7 @@ use crate::{
         Fleet,
         event::{Operation, ServerChange, ServerChanged},
     },
-    store::{StoreError, events, pools::PoolState, ports, servers},
+    store::{StoreError, events, pools::PoolState, ports, servers, waiters},
 };
 
 /// How many operations are read at once when the fleet is behind.
@@ -172,6 +172,9 @@ impl Replica {
             fleet.load_port(&row.server_handle, row.protocol, row.port, row.free_after, pool.now);
         }
         drop(rows);
+        for waiter in waiters::list_all(conn).await? {
+            fleet.line_mut().load(waiter);
+        }
         fleet.set_sequence(pool.last_sequence);
         tracing::info!(
             servers = fleet.len(),

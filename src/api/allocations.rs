@@ -16,15 +16,12 @@ impl Api {
         request: v1::EnsureAllocationRequest,
         request_id: String,
     ) -> Result<v1::EnsureAllocationResponse, ApiError> {
-        let (validate_only, waits) = (request.validate_only, request.wait_for_capacity.is_some());
-        let request = decode::ensure(request, self.default_strategy)?;
-        if waits {
-            return Err(ApiError::NotImplemented { field: "wait_for_capacity" });
-        }
-        let answer = if validate_only {
-            self.allocator.preview(request).await?
-        } else {
-            self.allocator.ensure(request, request_id).await?
+        let validate_only = request.validate_only;
+        let (request, wait) = decode::ensure(request, self.default_strategy)?;
+        let answer = match wait {
+            _ if validate_only => self.allocator.preview(request).await?,
+            Some(wait) => self.allocator.ensure_or_wait(&self.hub, request, wait, request_id).await?,
+            None => self.allocator.ensure(request, request_id).await?,
         };
         let (mut placement, mut allocations) = encode::project(&answer.view);
         if validate_only {

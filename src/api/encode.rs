@@ -7,9 +7,10 @@ use crate::{
     domain::{
         Allocation, Disposition, PortRange, ProjectId, Protocol, ResourceRequest, Resources, Server,
         ServerHandle, ServerStatus,
-        event::{Event, LogEntry, Operation, ServerChange},
+        event::{Event, LogEntry, ServerChange},
         fleet::ServerState,
         inventory,
+        line::LeaveCause,
         request::{ModuleRequest, Strategy},
     },
     proto::v1,
@@ -36,7 +37,7 @@ pub(super) fn resources(amounts: Resources) -> v1::Resources {
     }
 }
 
-fn resource_request(amounts: ResourceRequest) -> v1::Resources {
+pub(super) fn resource_request(amounts: ResourceRequest) -> v1::Resources {
     v1::Resources {
         cpu_millis: amounts.cpu_millis.map(|amount| u32::try_from(amount).unwrap_or(0)),
         ram_mb: amounts.ram_mb.map(unsigned),
@@ -185,7 +186,7 @@ pub(super) fn server(record: &ServerRecord) -> v1::Server {
     }
 }
 
-fn module_spec(module: &ModuleRequest) -> v1::ModuleSpec {
+pub(super) fn module_spec(module: &ModuleRequest) -> v1::ModuleSpec {
     v1::ModuleSpec {
         name: module.name.to_string(),
         port: module.port.map(u32::from),
@@ -201,6 +202,19 @@ fn server_change(change: ServerChange) -> v1::server_changed::Change {
         ServerChange::Updated => v1::server_changed::Change::Updated,
         ServerChange::UsageStale => v1::server_changed::Change::UsageStale,
         ServerChange::Removed => v1::server_changed::Change::Removed,
+    }
+}
+
+fn duration(duration: time::Duration) -> pbjson_types::Duration {
+    pbjson_types::Duration { seconds: duration.whole_seconds(), nanos: duration.subsec_nanoseconds() }
+}
+
+fn left_line(cause: &LeaveCause) -> v1::left_line::Cause {
+    match cause {
+        LeaveCause::Cancelled => v1::left_line::Cause::Cancelled,
+        LeaveCause::Released => v1::left_line::Cause::Released,
+        // One with a refusal is told as a failure.
+        LeaveCause::Satisfied | LeaveCause::Refused(_) => v1::left_line::Cause::Satisfied,
     }
 }
 
@@ -237,6 +251,7 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
             }
             .into(),
             allocation_count: ensured.allocation_count,
+            waited: ensured.served.map(|served| duration(entry.event_time - served.since)),
         }),
         Event::Failed(refused) => v1::allocation_event::Detail::Failed(v1::Failed {
             code: super::status::code(refused.reason).into(),
@@ -256,9 +271,18 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
             changes: changed.changes.iter().map(|change| server_change(*change).into()).collect(),
             server: Some(bare_server(&changed.server, 0)),
         }),
+        Event::Waiting(waiting) => v1::allocation_event::Detail::Waiting(v1::Waiting {
+            reason: waiting.reason.as_str().to_owned(),
+            place: waiting.place,
+            join_time: Some(timestamp(waiting.since)),
+            deadline: Some(timestamp(waiting.deadline)),
+        }),
+        Event::LeftLine(left) => {
+            v1::allocation_event::Detail::LeftLine(v1::LeftLine { cause: left_line(&left.cause).into() })
+        }
     };
     // The request came before a server was chosen.
-    let requested = index == 0 && matches!(entry.operation, Operation::Ensured(_) | Operation::Refused(_));
+    let requested = matches!(detail, v1::allocation_event::Detail::Requested(_));
     Some(v1::AllocationEvent {
         sequence: entry.first_sequence + i64::try_from(index).unwrap_or(0),
         event_time: Some(timestamp(entry.event_time)),

@@ -10,6 +10,7 @@ pub mod request_id;
 pub mod status;
 pub mod token;
 pub mod transport_errors;
+mod waiting;
 mod watch;
 
 use std::sync::Arc;
@@ -135,6 +136,13 @@ impl ResourceAllocator for Api {
         request: Request<v1::FindServerRequest>,
     ) -> Result<Response<v1::FindServerResponse>, Status> {
         self.answer(request, Self::find).await
+    }
+
+    async fn list_waiting(
+        &self,
+        request: Request<v1::ListWaitingRequest>,
+    ) -> Result<Response<v1::ListWaitingResponse>, Status> {
+        self.answer(request, Self::waiting).await
     }
 
     type WatchAllocationsStream = WatchResponses;

@@ -40,11 +40,6 @@ pub enum ApiError {
     Allocator(Error),
     /// A watch did not begin, or ended.
     Watch(WatchError),
-    /// What a field asks for is not offered yet.
-    NotImplemented {
-        /// The field.
-        field: &'static str,
-    },
     /// No service of that name is offered.
     UnknownService,
     /// There is nothing at a path.
@@ -106,9 +101,10 @@ pub fn code(reason: Reason) -> Code {
         | Reason::PortTaken
         | Reason::ServerInUse
         | Reason::SyncRefused => Code::FailedPrecondition,
-        Reason::InsufficientCapacity | Reason::PortsExhausted => Code::ResourceExhausted,
+        Reason::InsufficientCapacity | Reason::PortsExhausted | Reason::LineFull => Code::ResourceExhausted,
         Reason::UsageStale => Code::Unavailable,
-        Reason::EtagMismatch => Code::Aborted,
+        Reason::EtagMismatch | Reason::WaitSuperseded | Reason::WaitReleased => Code::Aborted,
+        Reason::WaitTimedOut => Code::DeadlineExceeded,
         Reason::ExternalIdTaken => Code::AlreadyExists,
     }
 }
@@ -174,13 +170,6 @@ pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Opt
         ApiError::Invalid(violations) => invalid(violations),
         ApiError::Allocator(error) => allocator(error),
         ApiError::Watch(error) => watch(error, tokens, epoch),
-        ApiError::NotImplemented { field } => Answer::new(
-            Code::Unimplemented,
-            "NOT_IMPLEMENTED",
-            Disposition::Caller,
-            format!("`{field}` is not offered yet; leave it out"),
-        )
-        .with("field", field),
         ApiError::UnknownService => Answer::new(
             Code::Unimplemented,
             "NOT_IMPLEMENTED",

@@ -87,6 +87,7 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
             usage_max_age: args.placement.usage_max_age,
             port_rest: args.placement.port_rest,
             queue_limit: usize::try_from(args.placement.queue_limit)?,
+            line_limit: usize::try_from(args.placement.line_limit)?,
             ..AllocatorOptions::default()
         },
         strategy: args.placement.strategy.into(),

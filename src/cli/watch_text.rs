@@ -3,7 +3,7 @@
 use super::output;
 use crate::proto::v1::{
     AllocationEvent, Completed, Failed, ModuleSpec, Protocol, Released, Requested, ServerChanged,
-    ServerSelected, allocation_event::Detail,
+    ServerSelected, Waiting, allocation_event::Detail,
 };
 
 /// The line of an event.
@@ -11,8 +11,9 @@ pub fn event_line(event: &AllocationEvent) -> String {
     let subject = if event.project_id.is_empty() { "-" } else { &event.project_id };
     let (kind, detail) = match &event.detail {
         Some(Detail::Requested(requested)) => ("REQUESTED", requested_text(requested)),
-        Some(Detail::Waiting(waiting)) => {
-            ("WAITING", format!("place {} in line, {}", waiting.place, waiting.reason))
+        Some(Detail::Waiting(waiting)) => ("WAITING", waiting_text(waiting)),
+        Some(Detail::LeftLine(left)) => {
+            ("LEFT_LINE", output::short_name(left.cause().as_str_name(), "CAUSE_").to_owned())
         }
         Some(Detail::ServerSelected(selected)) => ("SERVER_SELECTED", selected_text(selected)),
         Some(Detail::PortAllocated(allocated)) => {
@@ -51,6 +52,11 @@ fn module_text(module: &ModuleSpec) -> String {
     format!("{}{port}{protocol}", module.name)
 }
 
+fn waiting_text(waiting: &Waiting) -> String {
+    let until = output::timestamp(waiting.deadline.as_ref());
+    format!("place {} in line until {until}, {}", waiting.place, waiting.reason)
+}
+
 fn selected_text(selected: &ServerSelected) -> String {
     let strategy = output::short_name(selected.strategy().as_str_name(), "PLACEMENT_STRATEGY_");
     format!(
@@ -63,7 +69,10 @@ fn selected_text(selected: &ServerSelected) -> String {
 
 fn completed_text(completed: Completed) -> String {
     let outcome = output::short_name(completed.outcome().as_str_name(), "ENSURE_OUTCOME_");
-    format!("{outcome}, holds {}", output::count(completed.allocation_count as usize, "port"))
+    let ports = output::count(completed.allocation_count as usize, "port");
+    let waited =
+        completed.waited.map_or_else(String::new, |waited| format!(" after {} s in line", waited.seconds));
+    format!("{outcome}{waited}, holds {ports}")
 }
 
 fn failed_text(failed: &Failed) -> String {
@@ -128,7 +137,8 @@ mod tests {
             line(Detail::PortAllocated(PortAllocated { allocation })),
             @"2026-01-01T00:00:00Z      17  shop  PORT_ALLOCATED  backend 8000/TCP on web-1"
         );
-        let completed = Completed { outcome: EnsureOutcome::Created.into(), allocation_count: 1 };
+        let completed =
+            Completed { outcome: EnsureOutcome::Created.into(), allocation_count: 1, ..Completed::default() };
         insta::assert_snapshot!(
             line(Detail::Completed(completed)),
             @"2026-01-01T00:00:00Z      17  shop  COMPLETED  CREATED, holds 1 port"

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::{
-    Allocation, Disposition, ProjectId, Reason, ResourceRequest, Resources, Server, ServerHandle,
-    request::{ModuleRequest, Strategy},
+    Allocation, Disposition, Port, ProjectId, Reason, ResourceRequest, Resources, Server, ServerHandle,
+    line::{LeaveCause, LeftLine, Waiting},
+    request::{EnsureRequest, ModuleRequest, Strategy},
 };
 
 /// A committed operation, with its place in the log.
@@ -47,6 +48,10 @@ pub enum Operation {
     Released(Released),
     /// The inventory changed.
     ServerChanged(ServerChanged),
+    /// A project took a place in line, or goes on standing there.
+    Waiting(Box<Waiting>),
+    /// A project left the line without being served.
+    LeftLine(LeftLine),
 }
 
 /// What an ensure asked for, as the request named it.
@@ -56,6 +61,30 @@ pub struct Requested {
     pub modules: Vec<ModuleRequest>,
     /// The resources.
     pub resources: ResourceRequest,
+    /// The pin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_handle: Option<ServerHandle>,
+    /// The labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub selector: BTreeMap<String, String>,
+    /// The lowest port to consider, where it was not the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_port: Option<Port>,
+}
+
+impl Requested {
+    /// What a request asked for.
+    #[must_use]
+    pub fn of(request: &EnsureRequest) -> Self {
+        Self {
+            modules: request.modules.clone(),
+            resources: request.resources,
+            server_handle: request.server_handle.clone(),
+            selector: request.selector.clone(),
+            start_port: (request.start_port != super::ports::DEFAULT_START_PORT)
+                .then_some(request.start_port),
+        }
+    }
 }
 
 /// A project was placed, or added to.
@@ -74,6 +103,19 @@ pub struct Ensured {
     pub allocations: Vec<Allocation>,
     /// How many ports the project holds now.
     pub allocation_count: u32,
+    /// The place that it had in line; none where it stood in none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub served: Option<Served>,
+}
+
+/// The place in line of a project that was served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// The operation by which it took the place.
+    pub arrival: i64,
+    /// Since when it stood there.
+    #[serde(with = "time::serde::timestamp::microseconds")]
+    pub since: OffsetDateTime,
 }
 
 /// How a server was chosen.
@@ -186,6 +228,10 @@ pub enum Event<'a> {
     Released(&'a Released),
     /// The inventory changed.
     ServerChanged(&'a ServerChanged),
+    /// The project stands in line.
+    Waiting(&'a Waiting),
+    /// The project left the line.
+    LeftLine(&'a LeftLine),
 }
 
 impl Operation {
@@ -194,7 +240,9 @@ impl Operation {
     pub fn events(&self) -> Vec<Event<'_>> {
         match self {
             Self::Ensured(ensured) => {
-                let mut events = vec![Event::Requested(&ensured.requested)];
+                // Of one that stood in line it was told when it joined.
+                let requested = ensured.served.is_none().then_some(&ensured.requested);
+                let mut events: Vec<_> = requested.map(Event::Requested).into_iter().collect();
                 events.extend(ensured.selected.map(|selected| Event::ServerSelected(ensured, selected)));
                 events.extend(
                     ensured.allocations.iter().map(|allocation| Event::PortAllocated(ensured, allocation)),
@@ -205,6 +253,16 @@ impl Operation {
             Self::Refused(refused) => vec![Event::Requested(&refused.requested), Event::Failed(refused)],
             Self::Released(released) => vec![Event::Released(released)],
             Self::ServerChanged(changed) => vec![Event::ServerChanged(changed)],
+            Self::Waiting(waiting) => {
+                let requested = waiting.arrival.is_none().then_some(&waiting.request.requested);
+                let mut events: Vec<_> = requested.map(Event::Requested).into_iter().collect();
+                events.push(Event::Waiting(waiting));
+                events
+            }
+            Self::LeftLine(LeftLine { cause: LeaveCause::Refused(refused), .. }) => {
+                vec![Event::Failed(refused)]
+            }
+            Self::LeftLine(left) => vec![Event::LeftLine(left)],
         }
     }
 
@@ -214,10 +272,11 @@ impl Operation {
         match self {
             Self::Ensured(ensured) => {
                 let ports = i64::try_from(ensured.allocations.len()).unwrap_or(i64::MAX);
-                2 + i64::from(ensured.selected.is_some()) + ports
+                1 + i64::from(ensured.served.is_none()) + i64::from(ensured.selected.is_some()) + ports
             }
+            Self::Waiting(waiting) => 1 + i64::from(waiting.arrival.is_none()),
             Self::Refused(_) => 2,
-            Self::Released(_) | Self::ServerChanged(_) => 1,
+            Self::Released(_) | Self::ServerChanged(_) | Self::LeftLine(_) => 1,
         }
     }
 }

@@ -13,6 +13,7 @@ use time::{Duration, OffsetDateTime};
 use super::{
     Allocation, Port, ProjectId, Protocol, Reason, Resources, Server, ServerHandle,
     event::{LogEntry, Operation, ServerChange, ServerChanged},
+    line::Line,
     placement::{Context, filter::admits},
     ports::ServerPorts,
     server::Observation,
@@ -38,6 +39,8 @@ pub struct ServerState {
     pub generation: i64,
     /// Its ports.
     pub ports: ServerPorts,
+    /// What of its room is kept for the first in line, up to so much.
+    pub kept: Option<Resources>,
 }
 
 impl ServerState {
@@ -52,6 +55,7 @@ impl ServerState {
             usage_stale: false,
             generation: 1,
             ports: ServerPorts::default(),
+            kept: None,
         };
         state.ports.block(&state.server, None);
         state
@@ -67,7 +71,8 @@ impl ServerState {
     #[must_use]
     pub fn free_with(&self, more: Resources) -> Resources {
         let observed = self.observed.as_ref().map_or(Resources::ZERO, Observation::usage);
-        self.server.budget() - (self.reserved + more).max(observed)
+        let free = self.server.budget() - (self.reserved + more).max(observed);
+        self.kept.map_or(free, |kept| free - free.max(Resources::ZERO).zip(kept, i64::min))
     }
 }
 
@@ -87,6 +92,7 @@ pub struct Fleet {
     vacant: Vec<usize>,
     by_handle: HashMap<ServerHandle, usize>,
     by_free_ram: BTreeSet<(Reverse<i64>, ServerHandle, usize)>,
+    line: Line,
     recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
     refusals_cleaned: Option<OffsetDateTime>,
     sequence: i64,
@@ -102,6 +108,22 @@ impl Fleet {
     /// Sets the number of the last event that the tables contained when they were read.
     pub fn set_sequence(&mut self, sequence: i64) {
         self.sequence = sequence;
+    }
+
+    /// Who waits for capacity.
+    #[must_use]
+    pub fn line(&self) -> &Line {
+        &self.line
+    }
+
+    /// Who waits for capacity, for whoever settles the line.
+    pub fn line_mut(&mut self) -> &mut Line {
+        &mut self.line
+    }
+
+    /// Keeps of a server's room up to so much for the first in line.
+    pub(super) fn keep(&mut self, handle: &ServerHandle, kept: Option<Resources>) {
+        self.change_quietly(handle, |state| state.kept = kept);
     }
 
     /// How many servers there are.
@@ -132,8 +154,14 @@ impl Fleet {
         self.by_free_ram.iter().filter_map(|(_, _, slot)| self.servers[*slot].as_ref())
     }
 
-    /// Changes one server and its place in the indexes; tells whether it is known.
+    /// Changes one server and its place in the indexes, and has the line look at it; tells whether it is known.
     fn change(&mut self, handle: &ServerHandle, change: impl FnOnce(&mut ServerState)) -> bool {
+        self.line.touch(handle);
+        self.change_quietly(handle, change)
+    }
+
+    /// The same of a change that gives nobody room.
+    fn change_quietly(&mut self, handle: &ServerHandle, change: impl FnOnce(&mut ServerState)) -> bool {
         let Some(slot) = self.by_handle.get(handle).copied() else { return false };
         let Some(state) = self.servers[slot].as_mut() else { return false };
         let before = state.free().ram_mb;
@@ -157,6 +185,7 @@ impl Fleet {
             let state = ServerState::empty(server);
             self.by_free_ram.insert((Reverse(state.free().ram_mb), handle.clone(), slot));
             self.servers[slot] = Some(state);
+            self.line.touch(&handle);
             self.by_handle.insert(handle, slot);
             return;
         }
@@ -250,9 +279,10 @@ impl Fleet {
     /// Folds one operation of the log: the one way in which sums and ports change.
     pub fn apply(&mut self, entry: &LogEntry) {
         self.sequence = entry.last_sequence();
+        self.line.fold(entry);
         match (&entry.operation, &entry.server_handle) {
             (Operation::Ensured(ensured), Some(handle)) => {
-                self.change(handle, |state| {
+                self.change_quietly(handle, |state| {
                     state.reserved += ensured.grown;
                     state.placement_count += i64::from(ensured.selected.is_some());
                     for Allocation { protocol, port, .. } in &ensured.allocations {
@@ -290,7 +320,9 @@ impl Fleet {
                 }
             }
             // The schema of the log has a server on both.
-            (Operation::Ensured(_) | Operation::Released(_), None) => {}
+            (Operation::Ensured(_) | Operation::Released(_), None)
+            // The line has folded these.
+            | (Operation::Waiting(_) | Operation::LeftLine(_), _) => {}
         }
     }
 

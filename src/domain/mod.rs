@@ -9,6 +9,7 @@ pub mod event;
 pub mod fleet;
 pub mod ids;
 pub mod inventory;
+pub mod line;
 pub mod placement;
 pub mod port_set;
 pub mod ports;

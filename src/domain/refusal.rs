@@ -80,6 +80,14 @@ pub enum Reason {
     SyncRefused,
     /// Another server carries this external id of this source.
     ExternalIdTaken,
+    /// The time to wait in line ran out.
+    WaitTimedOut,
+    /// The line takes no more.
+    LineFull,
+    /// A later call of the project waits for something else in its place.
+    WaitSuperseded,
+    /// The project was released while it stood in line.
+    WaitReleased,
 }
 
 impl Reason {
@@ -103,6 +111,10 @@ impl Reason {
             Self::ServerInUse => "SERVER_IN_USE",
             Self::SyncRefused => "SYNC_REFUSED",
             Self::ExternalIdTaken => "EXTERNAL_ID_TAKEN",
+            Self::WaitTimedOut => "WAIT_TIMED_OUT",
+            Self::LineFull => "LINE_FULL",
+            Self::WaitSuperseded => "WAIT_SUPERSEDED",
+            Self::WaitReleased => "WAIT_RELEASED",
         }
     }
 
@@ -110,7 +122,7 @@ impl Reason {
     #[must_use]
     pub fn disposition(self) -> Disposition {
         match self {
-            Self::InsufficientCapacity => Disposition::Wait,
+            Self::InsufficientCapacity | Self::WaitTimedOut | Self::LineFull => Disposition::Wait,
             Self::NoServers
             | Self::NoAdmissibleServer
             | Self::RequestExceedsFleet
@@ -125,7 +137,9 @@ impl Reason {
             | Self::PortTaken
             | Self::EtagMismatch
             | Self::ServerInUse
-            | Self::ExternalIdTaken => Disposition::Caller,
+            | Self::ExternalIdTaken
+            | Self::WaitSuperseded
+            | Self::WaitReleased => Disposition::Caller,
         }
     }
 
@@ -133,7 +147,7 @@ impl Reason {
     #[must_use]
     pub fn retry_after(self) -> Option<Duration> {
         match self {
-            Self::InsufficientCapacity => Some(Duration::from_secs(10)),
+            Self::InsufficientCapacity | Self::LineFull => Some(Duration::from_secs(10)),
             Self::UsageStale => Some(Duration::from_secs(5)),
             _ => None,
         }
@@ -185,7 +199,7 @@ mod tests {
     use super::*;
 
     /// The contract's table, and what `error_reason.proto` adds to it for the inventory.
-    const CONTRACT: [(Reason, &str, Disposition); 16] = [
+    const CONTRACT: [(Reason, &str, Disposition); 20] = [
         (Reason::ServerNotFound, "SERVER_NOT_FOUND", Disposition::Caller),
         (Reason::ProjectNotFound, "PROJECT_NOT_FOUND", Disposition::Caller),
         (Reason::NoServers, "NO_SERVERS", Disposition::Operator),
@@ -202,6 +216,10 @@ mod tests {
         (Reason::ServerInUse, "SERVER_IN_USE", Disposition::Caller),
         (Reason::SyncRefused, "SYNC_REFUSED", Disposition::Operator),
         (Reason::ExternalIdTaken, "EXTERNAL_ID_TAKEN", Disposition::Caller),
+        (Reason::WaitTimedOut, "WAIT_TIMED_OUT", Disposition::Wait),
+        (Reason::LineFull, "LINE_FULL", Disposition::Wait),
+        (Reason::WaitSuperseded, "WAIT_SUPERSEDED", Disposition::Caller),
+        (Reason::WaitReleased, "WAIT_RELEASED", Disposition::Caller),
     ];
 
     /// What `error_reason.proto` says of each reason: its name, and the line that begins with its code.

@@ -54,6 +54,12 @@ impl Hub {
         self.position.borrow().map(|position| position.epoch)
     }
 
+    /// Is cancelled when this replica begins to stop.
+    #[must_use]
+    pub fn stopping(&self) -> CancellationToken {
+        self.shutdown.clone()
+    }
+
     async fn follow(&self) -> Result<(), StoreError> {
         let mut conn = self.store.acquire().await?;
         let pool = pools::find(&mut conn).await?;

@@ -100,6 +100,8 @@ impl TryFrom<Row> for LogEntry {
             "refused" => serde_json::from_str(payload).map(Operation::Refused),
             "released" => serde_json::from_str(payload).map(Operation::Released),
             "server_changed" => serde_json::from_str(payload).map(Operation::ServerChanged),
+            "waiting" => serde_json::from_str(payload).map(Operation::Waiting),
+            "left_line" => serde_json::from_str(payload).map(Operation::LeftLine),
             kind => return Err(broken(format!("unknown kind {kind}"))),
         }
         .map_err(|error| broken(format!("payload: {error}")))?;
@@ -135,6 +137,8 @@ pub async fn insert(conn: &mut PgConnection, entries: &[LogEntry]) -> Result<(),
             Operation::Refused(refused) => ("refused", encode(refused, entry)?),
             Operation::Released(released) => ("released", encode(released, entry)?),
             Operation::ServerChanged(changed) => ("server_changed", encode(changed, entry)?),
+            Operation::Waiting(waiting) => ("waiting", encode(waiting, entry)?),
+            Operation::LeftLine(left) => ("left_line", encode(left, entry)?),
         };
         kinds.push(kind.to_owned());
         payloads.push(payload);

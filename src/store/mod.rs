@@ -9,6 +9,7 @@ pub mod placements;
 pub mod pools;
 pub mod ports;
 pub mod servers;
+pub mod waiters;
 
 use std::time::Duration;
 

@@ -366,6 +366,7 @@ impl TryFrom<Row> for ServerRecord {
             usage_stale: row.usage_stale,
             generation: row.generation,
             ports: ServerPorts::default(),
+            kept: None,
         };
         Ok(Self {
             row: ServerRow { state, revision: row.revision },

@@ -736,24 +736,6 @@ async fn the_resume_token_of_an_answer_misses_nothing_that_follows() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn to_wait_for_capacity_is_not_offered_yet_and_said_so() {
-    let mut service = TestService::start().await;
-    let client = &mut service.client;
-    client.register(server("web-1")).await;
-    let before = service.database.tables().await;
-    for (seconds, validate_only) in [(0, false), (30, false), (30, true)] {
-        let wait_for_capacity = Some(pbjson_types::Duration { seconds, nanos: 0 });
-        let wait = v1::EnsureAllocationRequest { wait_for_capacity, validate_only, ..request("shop") };
-        let refused = client.place(wait).await.unwrap_err();
-        assert_eq!(refused.code(), Code::Unimplemented);
-        let (reason, metadata) = error_info(&refused);
-        assert_eq!((reason.as_str(), metadata["disposition"].as_str()), ("NOT_IMPLEMENTED", "CALLER"));
-        assert_eq!(metadata["field"], "wait_for_capacity");
-    }
-    assert_eq!(service.database.tables().await, before);
-}
-
 // Ports that rest.
 
 #[tokio::test(flavor = "multi_thread")]

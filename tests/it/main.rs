@@ -24,4 +24,5 @@ mod schema;
 mod startup;
 mod support;
 mod sync;
+mod waiting;
 mod watch;

@@ -45,6 +45,18 @@ const fn told(guard: &'static str, told_as: &'static str, statement: &'static st
     Case { guard, told_as, statement }
 }
 
+/// The service's statement, where project `w` stands in line by event 4.
+macro_rules! in_line {
+    ($statement:literal) => {
+        concat!(
+            "SET LOCAL resource_allocator.writer = 'service'; ",
+            "INSERT INTO allocation_events VALUES (1, 4, 5, now(), 'waiting', 'w', NULL, 'r', '{}'), (1, 6, 7, now(), 'waiting', 'v', NULL, 'r', '{}'); ",
+            "INSERT INTO waiters VALUES ('w', 1, 4, gen_random_uuid(), '{}', 'NO_ROOM', 'r', now(), now()); ",
+            $statement
+        )
+    };
+}
+
 #[rustfmt::skip]
 const CASES: &[Case] = &[
     // pools
@@ -186,6 +198,24 @@ const CASES: &[Case] = &[
     case("allocation_events_gap_free", "INSERT INTO allocation_events VALUES (2, 1, 1, now(), 'refused', NULL, NULL, 'r', '{}')"),
     case("allocation_events_append_only", "UPDATE allocation_events SET payload = '{\"rewritten\": true}'"),
     case("allocation_events_append_only", "UPDATE allocation_events SET request_id = 'x' WHERE false"),
+
+    // waiters: one place a project, where the log says that it was taken
+    case("waiters_pkey", in_line!("INSERT INTO waiters VALUES ('w', 1, 6, gen_random_uuid(), '{}', 'NO_ROOM', 'r', now(), now())")),
+    case("waiters_project_id_valid", in_line!("INSERT INTO waiters VALUES ('-', 1, 6, gen_random_uuid(), '{}', 'NO_ROOM', 'r', now(), now())")),
+    case("waiters_pool_exists", in_line!("INSERT INTO waiters VALUES ('v', 2, 6, gen_random_uuid(), '{}', 'NO_ROOM', 'r', now(), now())")),
+    case("waiters_request_valid", in_line!("UPDATE waiters SET request = '[]'")),
+    case("waiters_arrival_unique", in_line!("INSERT INTO waiters VALUES ('v', 1, 4, gen_random_uuid(), '{}', 'NO_ROOM', 'r', now(), now())")),
+    case("waiters_deadline_after_since", in_line!("UPDATE waiters SET deadline = since - interval '1 second'")),
+    case("waiters_times_valid", in_line!("UPDATE waiters SET deadline = 'infinity'")),
+    case("waiters_times_valid", in_line!("UPDATE waiters SET absent_since = '-infinity'")),
+    case("waiters_arrival_in_log", in_line!("INSERT INTO waiters VALUES ('v', 1, 5, gen_random_uuid(), '{}', 'NO_ROOM', 'r', now(), now())")),
+    case("waiters_arrival_in_log", in_line!("INSERT INTO waiters VALUES ('v', 1, 2, gen_random_uuid(), '{}', 'NO_ROOM', 'r', now(), now())")),
+    case("waiters_arrival_in_log", in_line!("INSERT INTO waiters VALUES ('u', 1, 6, gen_random_uuid(), '{}', 'NO_ROOM', 'r', now(), now())")),
+    case("waiters_no_jump", in_line!("UPDATE waiters SET arrival = 3")),
+    case("waiters_no_jump", in_line!("UPDATE waiters SET project_id = 'v'")),
+    case("waiters_service_only", in_line!("SET LOCAL resource_allocator.writer = ''; DELETE FROM waiters")),
+    case("waiters_service_only", in_line!("SET LOCAL resource_allocator.writer = ''; TRUNCATE waiters")),
+    case("waiters_service_only", in_line!("SET LOCAL resource_allocator.writer = ''; UPDATE waiters SET deadline = now()")),
 ];
 
 /// Triggers that do something other than refuse; each has a test below.
@@ -314,7 +344,10 @@ async fn l29_a_status_is_one_of_the_enum() {
         ]
     );
     assert_eq!(values("port_protocol").await.unwrap(), ["tcp", "udp"]);
-    assert_eq!(values("operation_kind").await.unwrap(), ["ensured", "refused", "released", "server_changed"]);
+    assert_eq!(
+        values("operation_kind").await.unwrap(),
+        ["ensured", "refused", "released", "server_changed", "waiting", "left_line"]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -239,6 +239,7 @@ fn wrong_usage_is_told_before_anything_is_started() {
         (&["--cors-origin", "https://a.example.com/path"], "--cors-origin"),
         (&["--strategy", "random"], "--strategy"),
         (&["--queue-limit", "0"], "--queue-limit"),
+        (&["--line-limit", "0"], "--line-limit"),
         (&["--database-connections", "1"], "--database-connections"),
         (&["--log-format", "xml"], "--log-format"),
         (&["--unknown"], "--unknown"),

@@ -121,6 +121,7 @@ fn kind(event: &AllocationEvent) -> &'static str {
         Detail::Failed(_) => "failed",
         Detail::Released(_) => "released",
         Detail::ServerChanged(_) => "server_changed",
+        Detail::LeftLine(_) => "left_line",
     }
 }
 

@@ -1,5 +1,7 @@
 //! The requests of `ResourceAllocator`.
 
+use std::time::Duration;
+
 use super::{
     FieldViolation, Fields,
     fields::{MAX_MODULES, enumeration, handle, labels, modules, port, project_id, resources},
@@ -25,17 +27,35 @@ fn start_port(fields: &mut Fields, start: Option<u32>) -> Port {
     start.and_then(|start| port(fields, "start_port".to_owned(), start)).unwrap_or(DEFAULT_START_PORT)
 }
 
-/// An ensure, but for `validate_only` and `wait_for_capacity`.
+/// The longest that a call may wait in line.
+const MAX_WAIT: Duration = Duration::from_hours(24);
+
+/// A duration of at most `most`.
+fn duration(
+    fields: &mut Fields,
+    field: &str,
+    value: Option<pbjson_types::Duration>,
+    most: Duration,
+) -> Option<Duration> {
+    let value = value?;
+    let nanos = u32::try_from(value.nanos).ok().filter(|nanos| *nanos <= 999_999_999);
+    let duration = u64::try_from(value.seconds).ok().zip(nanos).map(|(s, ns)| Duration::new(s, ns));
+    let good = duration.filter(|duration| *duration <= most);
+    if good.is_none() {
+        let hours = most.as_secs() / 3600;
+        fields.refuse(field, format!("must be a duration that is not negative and at most {hours} hours"));
+    }
+    good
+}
+
+/// An ensure, but for `validate_only`, and for how long it waits in line; none where it does not.
 pub fn ensure(
     request: v1::EnsureAllocationRequest,
     default: Strategy,
-) -> Result<EnsureRequest, Vec<FieldViolation>> {
+) -> Result<(EnsureRequest, Option<Duration>), Vec<FieldViolation>> {
     let mut fields = Fields::default();
-    if let Some(wait) = &request.wait_for_capacity
-        && (wait.seconds < 0 || wait.nanos < 0 || wait.nanos > 999_999_999)
-    {
-        fields.refuse("wait_for_capacity", "must be a duration that is not negative");
-    }
+    let wait = duration(&mut fields, "wait_for_capacity", request.wait_for_capacity, MAX_WAIT);
+    let wait = wait.filter(|wait| !wait.is_zero());
     let id = project_id(&mut fields, "project_id", &request.project_id);
     let modules = modules(&mut fields, request.modules);
     let resources = resources(&mut fields, "resources", request.resources);
@@ -52,7 +72,7 @@ pub fn ensure(
         start_port,
         strategy,
     });
-    fields.finish(request)
+    fields.finish(request.map(|request| (request, wait)))
 }
 
 /// A release.

@@ -12,7 +12,7 @@ use crate::domain::{
 
 fn requested() -> Requested {
     let request = an_ensure("shop").with(a_module("api").at(8080).over(Protocol::Udp)).module("web").ram(0);
-    Requested { modules: request.modules, resources: request.resources }
+    Requested::of(&request)
 }
 
 fn allocation(name: &str, number: u32) -> Allocation {
@@ -35,6 +35,7 @@ fn ensured(selected: bool, ports: u32) -> Ensured {
         grown: ram(512),
         allocations: (0..ports).map(|n| allocation(&format!("m{n}"), 8000 + n)).collect(),
         allocation_count: ports + 1,
+        served: None,
     }
 }
 
@@ -153,6 +154,8 @@ fn every_operation_is_read_as_it_was_written() {
             Operation::Refused(refused) => assert_stored(refused),
             Operation::Released(released) => assert_stored(released),
             Operation::ServerChanged(changed) => assert_stored(changed),
+            Operation::Waiting(waiting) => assert_stored(waiting),
+            Operation::LeftLine(left) => assert_stored(left),
         }
     }
 }

@@ -8,9 +8,12 @@ use uuid::Uuid;
 use super::{NOW, TestServer, context_at, handle, project};
 use crate::domain::{
     Allocation, Fleet, ModuleName, Placement, Project, ProjectId, Refusal, Resources, Server, ServerHandle,
-    event::{Ensured, LogEntry, Operation, Refused, Released, Requested, ServerChange, ServerChanged},
+    event::{
+        Ensured, LogEntry, Operation, Refused, Released, Requested, Served, ServerChange, ServerChanged,
+    },
     inventory::check_removable,
-    placement::{Context, Decision, decide},
+    line::decide_in_line,
+    placement::{Context, Decision},
     request::EnsureRequest,
     server::Observation,
 };
@@ -34,7 +37,7 @@ pub struct Ledger {
 #[derive(Debug, Clone)]
 pub enum Committed {
     /// An operation of the log.
-    Entry(LogEntry),
+    Entry(Box<LogEntry>),
     /// A usage report, which is read from the server's row.
     Usage(ServerHandle, Observation),
 }
@@ -110,28 +113,38 @@ impl Ledger {
 
     /// Ensures, and commits what is decided.
     pub fn ensure(&mut self, request: &EnsureRequest) -> Result<Decision, Refusal> {
+        let decision = self.ensure_served(request, None);
+        if let Err(refusal) = &decision
+            && !self.fleet.was_just_refused(&request.project_id, refusal.reason, self.now())
+        {
+            let operation = Operation::Refused(Refused {
+                requested: Requested::of(request),
+                reason: refusal.reason,
+                disposition: refusal.reason.disposition(),
+                message: refusal.message.clone(),
+                metadata: refusal.metadata.clone(),
+            });
+            self.record(Some(request.project_id.clone()), None, operation);
+        }
+        decision
+    }
+
+    /// The same of one who stood in line, but for a refusal, which is not committed.
+    pub fn ensure_served(
+        &mut self,
+        request: &EnsureRequest,
+        served: Option<Served>,
+    ) -> Result<Decision, Refusal> {
         let mut project = self.project(&request.project_id);
-        let decision = decide(&self.fleet, &project, request, &self.context());
-        let requested = Requested { modules: request.modules.clone(), resources: request.resources };
+        let context = self.context();
+        let decision = decide_in_line(&mut self.fleet, &project, request, &context);
+        let requested = Requested::of(request);
         let (server_handle, selected, grown) = match &decision {
-            Ok(Decision::Unchanged) => return decision,
             Ok(Decision::Place { server_handle, selected, reserve, .. }) => {
                 (server_handle, Some(*selected), *reserve)
             }
             Ok(Decision::Extend { server_handle, grow, .. }) => (server_handle, None, *grow),
-            Err(refusal) => {
-                if !self.fleet.was_just_refused(&request.project_id, refusal.reason, self.now()) {
-                    let operation = Operation::Refused(Refused {
-                        requested,
-                        reason: refusal.reason,
-                        disposition: refusal.reason.disposition(),
-                        message: refusal.message.clone(),
-                        metadata: refusal.metadata.clone(),
-                    });
-                    self.record(Some(request.project_id.clone()), None, operation);
-                }
-                return decision;
-            }
+            Ok(Decision::Unchanged) | Err(_) => return decision,
         };
         let now = self.now();
         let placement = project.placement.get_or_insert_with(|| Placement {
@@ -163,6 +176,7 @@ impl Ledger {
             grown,
             allocations,
             allocation_count: u32::try_from(project.allocations.len()).unwrap(),
+            served,
         };
         self.record(Some(project.id.clone()), Some(server_handle.clone()), Operation::Ensured(ensured));
         self.projects.insert(project.id.clone(), project);
@@ -201,7 +215,7 @@ impl Ledger {
         released
     }
 
-    fn record(
+    pub(super) fn record(
         &mut self,
         project_id: Option<ProjectId>,
         server_handle: Option<ServerHandle>,
@@ -216,7 +230,7 @@ impl Ledger {
             operation,
         };
         self.fleet.apply(&entry);
-        self.log.push(Committed::Entry(entry));
+        self.log.push(Committed::Entry(Box::new(entry)));
     }
 
     /// The servers as the log's bookkeeper would write them down: every sum counted anew from what the projects hold, every

@@ -11,6 +11,7 @@
 pub mod arbitrary;
 pub mod ledger;
 pub mod oracle;
+pub mod queue;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

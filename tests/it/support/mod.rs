@@ -14,5 +14,5 @@ mod tables;
 pub use self::{
     database::TestDatabase,
     replicas::Replicas,
-    service::{Client, TestService, error_info, server, violations},
+    service::{Client, TestService, TestServiceBuilder, error_info, server, violations},
 };

@@ -37,8 +37,10 @@ fn replayed(log: &[Committed]) -> Fleet {
                     Operation::Refused(refused) => Operation::Refused(stored(refused)),
                     Operation::Released(released) => Operation::Released(stored(released)),
                     Operation::ServerChanged(changed) => Operation::ServerChanged(stored(changed)),
+                    Operation::Waiting(waiting) => Operation::Waiting(stored(waiting)),
+                    Operation::LeftLine(left) => Operation::LeftLine(stored(left)),
                 };
-                fleet.apply(&LogEntry { operation, ..entry.clone() });
+                fleet.apply(&LogEntry { operation, ..*entry.clone() });
             }
             Committed::Usage(handle, observation) => fleet.observe(handle, observation.clone()),
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::domain::{
-    Disposition, ResourceRequest,
+    Disposition,
     event::{Refused, Requested},
     testing::{
         Ledger, NOW, TestServer, a_fleet, a_report, a_server, an_ensure, context, decide_new, handle,
@@ -142,7 +142,7 @@ fn entry(first_sequence: i64, project_id: Option<ProjectId>, operation: Operatio
 
 fn refusal_of(name: &str, reason: Reason, seconds: i64) -> LogEntry {
     let refused = Refused {
-        requested: Requested { modules: Vec::new(), resources: ResourceRequest::default() },
+        requested: Requested::of(&an_ensure(name)),
         reason,
         disposition: Disposition::Wait,
         message: String::new(),

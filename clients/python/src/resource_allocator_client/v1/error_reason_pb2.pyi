@@ -95,9 +95,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "DATABASE_UNAVAILABLE", "metadata": {} }
     """
     ERROR_REASON_WAIT_TIMED_OUT: _ErrorReason.ValueType  # 15
-    """DEADLINE_EXCEEDED, WAIT. `wait_for_capacity` ran out.
+    """DEADLINE_EXCEEDED, WAIT. `wait_for_capacity` ran out; `waited_for` is the reason that it stood in line for.
 
-        { "reason": "WAIT_TIMED_OUT", "metadata": { "waited_s": "300" } }
+        { "reason": "WAIT_TIMED_OUT", "metadata": { "project_id": "shop", "waited_s": "300", "waited_for": "INSUFFICIENT_CAPACITY" } }
     """
     ERROR_REASON_UNAUTHENTICATED: _ErrorReason.ValueType  # 16
     """UNAUTHENTICATED, CALLER. No credentials, or wrong ones.
@@ -150,9 +150,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "SHUTTING_DOWN", "metadata": {} }
     """
     ERROR_REASON_NOT_IMPLEMENTED: _ErrorReason.ValueType  # 26
-    """UNIMPLEMENTED, CALLER. The service does not offer this method, or not yet what this field asks for.
+    """UNIMPLEMENTED, CALLER. The service does not offer this method.
 
-        { "reason": "NOT_IMPLEMENTED", "metadata": { "field": "wait_for_capacity" } }
+        { "reason": "NOT_IMPLEMENTED", "metadata": {} }
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL, TECHNICAL. A fault of the service; its log has the chain under the request's id.
@@ -168,6 +168,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """CANCELLED or DEADLINE_EXCEEDED, TECHNICAL. The caller's deadline passed before the answer; repeating the call is safe.
 
         { "reason": "DEADLINE_PASSED", "metadata": {} }
+    """
+    ERROR_REASON_LINE_FULL: _ErrorReason.ValueType  # 40
+    """RESOURCE_EXHAUSTED, WAIT, with RetryInfo. So many projects stand in line already that it takes no more.
+
+        { "reason": "LINE_FULL", "metadata": { "project_id": "shop", "line_limit": "1000" } }
+    """
+    ERROR_REASON_WAIT_SUPERSEDED: _ErrorReason.ValueType  # 41
+    """ABORTED, CALLER. A later call of the project asks for something else and waits in its place.
+
+        { "reason": "WAIT_SUPERSEDED", "metadata": { "project_id": "shop" } }
+    """
+    ERROR_REASON_WAIT_RELEASED: _ErrorReason.ValueType  # 42
+    """ABORTED, CALLER. The project was released while it stood in line.
+
+        { "reason": "WAIT_RELEASED", "metadata": { "project_id": "shop" } }
     """
     ERROR_REASON_PATH_NOT_FOUND: _ErrorReason.ValueType  # 50
     """NOT_FOUND, CALLER. Over HTTP: nothing is at the path.
@@ -258,9 +273,9 @@ ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 14
     { "reason": "DATABASE_UNAVAILABLE", "metadata": {} }
 """
 ERROR_REASON_WAIT_TIMED_OUT: ErrorReason.ValueType  # 15
-"""DEADLINE_EXCEEDED, WAIT. `wait_for_capacity` ran out.
+"""DEADLINE_EXCEEDED, WAIT. `wait_for_capacity` ran out; `waited_for` is the reason that it stood in line for.
 
-    { "reason": "WAIT_TIMED_OUT", "metadata": { "waited_s": "300" } }
+    { "reason": "WAIT_TIMED_OUT", "metadata": { "project_id": "shop", "waited_s": "300", "waited_for": "INSUFFICIENT_CAPACITY" } }
 """
 ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 16
 """UNAUTHENTICATED, CALLER. No credentials, or wrong ones.
@@ -313,9 +328,9 @@ ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 25
     { "reason": "SHUTTING_DOWN", "metadata": {} }
 """
 ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 26
-"""UNIMPLEMENTED, CALLER. The service does not offer this method, or not yet what this field asks for.
+"""UNIMPLEMENTED, CALLER. The service does not offer this method.
 
-    { "reason": "NOT_IMPLEMENTED", "metadata": { "field": "wait_for_capacity" } }
+    { "reason": "NOT_IMPLEMENTED", "metadata": {} }
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL, TECHNICAL. A fault of the service; its log has the chain under the request's id.
@@ -331,6 +346,21 @@ ERROR_REASON_DEADLINE_PASSED: ErrorReason.ValueType  # 29
 """CANCELLED or DEADLINE_EXCEEDED, TECHNICAL. The caller's deadline passed before the answer; repeating the call is safe.
 
     { "reason": "DEADLINE_PASSED", "metadata": {} }
+"""
+ERROR_REASON_LINE_FULL: ErrorReason.ValueType  # 40
+"""RESOURCE_EXHAUSTED, WAIT, with RetryInfo. So many projects stand in line already that it takes no more.
+
+    { "reason": "LINE_FULL", "metadata": { "project_id": "shop", "line_limit": "1000" } }
+"""
+ERROR_REASON_WAIT_SUPERSEDED: ErrorReason.ValueType  # 41
+"""ABORTED, CALLER. A later call of the project asks for something else and waits in its place.
+
+    { "reason": "WAIT_SUPERSEDED", "metadata": { "project_id": "shop" } }
+"""
+ERROR_REASON_WAIT_RELEASED: ErrorReason.ValueType  # 42
+"""ABORTED, CALLER. The project was released while it stood in line.
+
+    { "reason": "WAIT_RELEASED", "metadata": { "project_id": "shop" } }
 """
 ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 50
 """NOT_FOUND, CALLER. Over HTTP: nothing is at the path.

@@ -5,6 +5,7 @@ The progress events: what the log tells its watchers."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -40,6 +41,7 @@ class AllocationEvent(_message.Message):
     FAILED_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
     SERVER_CHANGED_FIELD_NUMBER: _builtins.int
+    LEFT_LINE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The event's number: gap-free over all events of the log, in commit order, from 1."""
     project_id: _builtins.str
@@ -84,6 +86,10 @@ class AllocationEvent(_message.Message):
     def server_changed(self) -> Global___ServerChanged:
         """The inventory changed."""
 
+    @_builtins.property
+    def left_line(self) -> Global___LeftLine:
+        """The project left the line without being placed or refused."""
+
     def __init__(
         self,
         *,
@@ -100,12 +106,13 @@ class AllocationEvent(_message.Message):
         failed: Global___Failed | None = ...,
         released: Global___Released | None = ...,
         server_changed: Global___ServerChanged | None = ...,
+        left_line: Global___LeftLine | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "port_allocated", b"port_allocated", "released", b"released", "requested", b"requested", "server_changed", b"server_changed", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "left_line", b"left_line", "port_allocated", b"port_allocated", "released", b"released", "requested", b"requested", "server_changed", b"server_changed", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "port_allocated", b"port_allocated", "project_id", b"project_id", "released", b"released", "request_id", b"request_id", "requested", b"requested", "sequence", b"sequence", "server_changed", b"server_changed", "server_handle", b"server_handle", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "left_line", b"left_line", "port_allocated", b"port_allocated", "project_id", b"project_id", "released", b"released", "request_id", b"request_id", "requested", b"requested", "sequence", b"sequence", "server_changed", b"server_changed", "server_handle", b"server_handle", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["requested", "waiting", "server_selected", "port_allocated", "completed", "failed", "released", "server_changed"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["requested", "waiting", "server_selected", "port_allocated", "completed", "failed", "released", "server_changed", "left_line"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 
@@ -143,29 +150,90 @@ Global___Requested: _TypeAlias = Requested  # noqa: Y015
 
 @_typing.final
 class Waiting(_message.Message):
-    """A project stands in line for capacity."""
+    """A project stands in line for capacity: it joined, or a later call of it goes on waiting there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REASON_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    JOIN_TIME_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     """Why it cannot be placed now: a reason of the contract, such as INSUFFICIENT_CAPACITY."""
     place: _builtins.int
     """Its place in line, from 1."""
+    @_builtins.property
+    def join_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it stands in line."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """Until when it waits."""
+
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         place: _builtins.int = ...,
+        join_time: _timestamp_pb2.Timestamp | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "join_time", b"join_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["place", b"place", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "join_time", b"join_time", "place", b"place", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
+
+@_typing.final
+class LeftLine(_message.Message):
+    """A project left the line without being placed or refused."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Cause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LeftLine._Cause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAUSE_UNSPECIFIED: LeftLine._Cause.ValueType  # 0
+        """Never sent."""
+        CAUSE_CANCELLED: LeftLine._Cause.ValueType  # 1
+        """Its caller hung up. Its place is kept for 30 s, should the same request come back."""
+        CAUSE_RELEASED: LeftLine._Cause.ValueType  # 2
+        """It was released."""
+        CAUSE_SATISFIED: LeftLine._Cause.ValueType  # 3
+        """Another call gave it all that it waited for."""
+
+    class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
+        """Why it left."""
+
+    CAUSE_UNSPECIFIED: LeftLine.Cause.ValueType  # 0
+    """Never sent."""
+    CAUSE_CANCELLED: LeftLine.Cause.ValueType  # 1
+    """Its caller hung up. Its place is kept for 30 s, should the same request come back."""
+    CAUSE_RELEASED: LeftLine.Cause.ValueType  # 2
+    """It was released."""
+    CAUSE_SATISFIED: LeftLine.Cause.ValueType  # 3
+    """Another call gave it all that it waited for."""
+
+    CAUSE_FIELD_NUMBER: _builtins.int
+    cause: Global___LeftLine.Cause.ValueType
+    """Why it left."""
+    def __init__(
+        self,
+        *,
+        cause: Global___LeftLine.Cause.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeftLine: _TypeAlias = LeftLine  # noqa: Y015
 
 @_typing.final
 class ServerSelected(_message.Message):
@@ -241,19 +309,25 @@ class Completed(_message.Message):
 
     OUTCOME_FIELD_NUMBER: _builtins.int
     ALLOCATION_COUNT_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
     outcome: _types_pb2.EnsureOutcome.ValueType
     """What it did."""
     allocation_count: _builtins.int
     """How many ports the project holds now."""
+    @_builtins.property
+    def waited(self) -> _duration_pb2.Duration:
+        """For how long it stood in line. Unset where it did not; else `requested` was told when it joined, and is not told again."""
+
     def __init__(
         self,
         *,
         outcome: _types_pb2.EnsureOutcome.ValueType = ...,
         allocation_count: _builtins.int = ...,
+        waited: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_count", b"allocation_count", "outcome", b"outcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_count", b"allocation_count", "outcome", b"outcome", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

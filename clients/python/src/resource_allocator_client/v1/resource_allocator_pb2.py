@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from . import events_pb2 as resourceallocator_dot_v1_dot_events__pb2
 from . import types_pb2 as resourceallocator_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-resourceallocator/v1/resource_allocator.proto\x12\x14resourceallocator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a!resourceallocator/v1/events.proto\x1a resourceallocator/v1/types.proto\"\x85\x04\n\x17\x45nsureAllocationRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x31\n\x07modules\x18\x02 \x03(\x0b\x32 .resourceallocator.v1.ModuleSpec\x12\x32\n\tresources\x18\x03 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x1a\n\rserver_handle\x18\x04 \x01(\tH\x00\x88\x01\x01\x12Z\n\x0fserver_selector\x18\x05 \x03(\x0b\x32\x41.resourceallocator.v1.EnsureAllocationRequest.ServerSelectorEntry\x12\x17\n\nstart_port\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x39\n\x08strategy\x18\x07 \x01(\x0e\x32\'.resourceallocator.v1.PlacementStrategy\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x12\x34\n\x11wait_for_capacity\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x35\n\x13ServerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_server_handleB\r\n\x0b_start_port\"\xd1\x01\n\x18\x45nsureAllocationResponse\x12\x34\n\x07outcome\x18\x01 \x01(\x0e\x32#.resourceallocator.v1.EnsureOutcome\x12\x32\n\tplacement\x18\x02 \x01(\x0b\x32\x1f.resourceallocator.v1.Placement\x12\x35\n\x0b\x61llocations\x18\x03 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"?\n\x18ReleaseAllocationRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\"j\n\x19ReleaseAllocationResponse\x12\x32\n\x08released\x18\x01 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x19\n\x11placement_removed\x18\x02 \x01(\x08\"\xb5\x01\n\x16ListAllocationsRequest\x12\x17\n\nproject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rserver_handle\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06module\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\tB\r\n\x0b_project_idB\x10\n\x0e_server_handleB\t\n\x07_module\"\x7f\n\x17ListAllocationsResponse\x12\x35\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\")\n\x13GetPlacementRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\"\x97\x01\n\x14GetPlacementResponse\x12\x32\n\tplacement\x18\x01 \x01(\x0b\x32\x1f.resourceallocator.v1.Placement\x12\x35\n\x0b\x61llocations\x18\x02 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"\x93\x03\n\x11\x46indServerRequest\x12\x32\n\tresources\x18\x01 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12T\n\x0fserver_selector\x18\x02 \x03(\x0b\x32;.resourceallocator.v1.FindServerRequest.ServerSelectorEntry\x12\x31\n\x07modules\x18\x03 \x03(\x0b\x32 .resourceallocator.v1.ModuleSpec\x12\x17\n\nstart_port\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x39\n\x08strategy\x18\x05 \x01(\x0e\x32\'.resourceallocator.v1.PlacementStrategy\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x05\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x1a\x35\n\x13ServerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_start_port\"{\n\tCandidate\x12,\n\x06server\x18\x01 \x01(\x0b\x32\x1c.resourceallocator.v1.Server\x12\x31\n\x04\x66ree\x18\x02 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\r\n\x05score\x18\x03 \x01(\x03\"B\n\tRejection\x12\x15\n\rserver_handle\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\x93\x02\n\x12\x46indServerResponse\x12\x33\n\ncandidates\x18\x01 \x03(\x0b\x32\x1f.resourceallocator.v1.Candidate\x12\x33\n\nrejections\x18\x02 \x03(\x0b\x32\x1f.resourceallocator.v1.Rejection\x12Z\n\x12rejected_by_reason\x18\x03 \x03(\x0b\x32>.resourceallocator.v1.FindServerResponse.RejectedByReasonEntry\x1a\x37\n\x15RejectedByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"\x9d\x01\n\x17WatchAllocationsRequest\x12\x17\n\nproject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rserver_handle\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\x12\x16\n\x0e\x66rom_beginning\x18\x04 \x01(\x08\x42\r\n\x0b_project_idB\x10\n\x0e_server_handle\"\xa7\x01\n\x18WatchAllocationsResponse\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x36\n\x05\x65vent\x18\x02 \x01(\x0b\x32%.resourceallocator.v1.AllocationEventH\x00\x12\x32\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32\x1e.resourceallocator.v1.BookmarkH\x00\x42\t\n\x07payload\"\x1c\n\x08\x42ookmark\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x32\xa9\x05\n\x11ResourceAllocator\x12q\n\x10\x45nsureAllocation\x12-.resourceallocator.v1.EnsureAllocationRequest\x1a..resourceallocator.v1.EnsureAllocationResponse\x12t\n\x11ReleaseAllocation\x12..resourceallocator.v1.ReleaseAllocationRequest\x1a/.resourceallocator.v1.ReleaseAllocationResponse\x12n\n\x0fListAllocations\x12,.resourceallocator.v1.ListAllocationsRequest\x1a-.resourceallocator.v1.ListAllocationsResponse\x12\x65\n\x0cGetPlacement\x12).resourceallocator.v1.GetPlacementRequest\x1a*.resourceallocator.v1.GetPlacementResponse\x12_\n\nFindServer\x12\'.resourceallocator.v1.FindServerRequest\x1a(.resourceallocator.v1.FindServerResponse\x12s\n\x10WatchAllocations\x12-.resourceallocator.v1.WatchAllocationsRequest\x1a..resourceallocator.v1.WatchAllocationsResponse0\x01\x42\x42\n\x14resourceallocator.v1P\x01Z(resourceallocator/v1;resourceallocatorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-resourceallocator/v1/resource_allocator.proto\x12\x14resourceallocator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!resourceallocator/v1/events.proto\x1a resourceallocator/v1/types.proto\"\x85\x04\n\x17\x45nsureAllocationRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x31\n\x07modules\x18\x02 \x03(\x0b\x32 .resourceallocator.v1.ModuleSpec\x12\x32\n\tresources\x18\x03 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x1a\n\rserver_handle\x18\x04 \x01(\tH\x00\x88\x01\x01\x12Z\n\x0fserver_selector\x18\x05 \x03(\x0b\x32\x41.resourceallocator.v1.EnsureAllocationRequest.ServerSelectorEntry\x12\x17\n\nstart_port\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x39\n\x08strategy\x18\x07 \x01(\x0e\x32\'.resourceallocator.v1.PlacementStrategy\x12\x15\n\rvalidate_only\x18\x08 \x01(\x08\x12\x34\n\x11wait_for_capacity\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\x35\n\x13ServerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_server_handleB\r\n\x0b_start_port\"\xd1\x01\n\x18\x45nsureAllocationResponse\x12\x34\n\x07outcome\x18\x01 \x01(\x0e\x32#.resourceallocator.v1.EnsureOutcome\x12\x32\n\tplacement\x18\x02 \x01(\x0b\x32\x1f.resourceallocator.v1.Placement\x12\x35\n\x0b\x61llocations\x18\x03 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x14\n\x0cresume_token\x18\x04 \x01(\t\"?\n\x18ReleaseAllocationRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\"j\n\x19ReleaseAllocationResponse\x12\x32\n\x08released\x18\x01 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x19\n\x11placement_removed\x18\x02 \x01(\x08\"\xb5\x01\n\x16ListAllocationsRequest\x12\x17\n\nproject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rserver_handle\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x13\n\x06module\x18\x03 \x01(\tH\x02\x88\x01\x01\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\tB\r\n\x0b_project_idB\x10\n\x0e_server_handleB\t\n\x07_module\"\x7f\n\x17ListAllocationsResponse\x12\x35\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\")\n\x13GetPlacementRequest\x12\x12\n\nproject_id\x18\x01 \x01(\t\"\x97\x01\n\x14GetPlacementResponse\x12\x32\n\tplacement\x18\x01 \x01(\x0b\x32\x1f.resourceallocator.v1.Placement\x12\x35\n\x0b\x61llocations\x18\x02 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"\x93\x03\n\x11\x46indServerRequest\x12\x32\n\tresources\x18\x01 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12T\n\x0fserver_selector\x18\x02 \x03(\x0b\x32;.resourceallocator.v1.FindServerRequest.ServerSelectorEntry\x12\x31\n\x07modules\x18\x03 \x03(\x0b\x32 .resourceallocator.v1.ModuleSpec\x12\x17\n\nstart_port\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x39\n\x08strategy\x18\x05 \x01(\x0e\x32\'.resourceallocator.v1.PlacementStrategy\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x05\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x1a\x35\n\x13ServerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\r\n\x0b_start_port\"{\n\tCandidate\x12,\n\x06server\x18\x01 \x01(\x0b\x32\x1c.resourceallocator.v1.Server\x12\x31\n\x04\x66ree\x18\x02 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\r\n\x05score\x18\x03 \x01(\x03\"B\n\tRejection\x12\x15\n\rserver_handle\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\x93\x02\n\x12\x46indServerResponse\x12\x33\n\ncandidates\x18\x01 \x03(\x0b\x32\x1f.resourceallocator.v1.Candidate\x12\x33\n\nrejections\x18\x02 \x03(\x0b\x32\x1f.resourceallocator.v1.Rejection\x12Z\n\x12rejected_by_reason\x18\x03 \x03(\x0b\x32>.resourceallocator.v1.FindServerResponse.RejectedByReasonEntry\x1a\x37\n\x15RejectedByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x05:\x02\x38\x01\"c\n\x12ListWaitingRequest\x12\x17\n\nproject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\tB\r\n\x0b_project_id\"\xc8\x03\n\x06Waiter\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12-\n\tjoin_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\x07modules\x18\x06 \x03(\x0b\x32 .resourceallocator.v1.ModuleSpec\x12\x32\n\tresources\x18\x07 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x15\n\rserver_handle\x18\x08 \x01(\t\x12I\n\x0fserver_selector\x18\t \x03(\x0b\x32\x30.resourceallocator.v1.Waiter.ServerSelectorEntry\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x1a\n\x12kept_server_handle\x18\x0b \x01(\t\x1a\x35\n\x13ServerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"s\n\x13ListWaitingResponse\x12-\n\x07waiters\x18\x01 \x03(\x0b\x32\x1c.resourceallocator.v1.Waiter\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"\x9d\x01\n\x17WatchAllocationsRequest\x12\x17\n\nproject_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1a\n\rserver_handle\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\x12\x16\n\x0e\x66rom_beginning\x18\x04 \x01(\x08\x42\r\n\x0b_project_idB\x10\n\x0e_server_handle\"\xa7\x01\n\x18WatchAllocationsResponse\x12\x14\n\x0cresume_token\x18\x01 \x01(\t\x12\x36\n\x05\x65vent\x18\x02 \x01(\x0b\x32%.resourceallocator.v1.AllocationEventH\x00\x12\x32\n\x08\x62ookmark\x18\x03 \x01(\x0b\x32\x1e.resourceallocator.v1.BookmarkH\x00\x42\t\n\x07payload\"\x1c\n\x08\x42ookmark\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x32\x8d\x06\n\x11ResourceAllocator\x12q\n\x10\x45nsureAllocation\x12-.resourceallocator.v1.EnsureAllocationRequest\x1a..resourceallocator.v1.EnsureAllocationResponse\x12t\n\x11ReleaseAllocation\x12..resourceallocator.v1.ReleaseAllocationRequest\x1a/.resourceallocator.v1.ReleaseAllocationResponse\x12n\n\x0fListAllocations\x12,.resourceallocator.v1.ListAllocationsRequest\x1a-.resourceallocator.v1.ListAllocationsResponse\x12\x65\n\x0cGetPlacement\x12).resourceallocator.v1.GetPlacementRequest\x1a*.resourceallocator.v1.GetPlacementResponse\x12_\n\nFindServer\x12\'.resourceallocator.v1.FindServerRequest\x1a(.resourceallocator.v1.FindServerResponse\x12\x62\n\x0bListWaiting\x12(.resourceallocator.v1.ListWaitingRequest\x1a).resourceallocator.v1.ListWaitingResponse\x12s\n\x10WatchAllocations\x12-.resourceallocator.v1.WatchAllocationsRequest\x1a..resourceallocator.v1.WatchAllocationsResponse0\x01\x42\x42\n\x14resourceallocator.v1P\x01Z(resourceallocator/v1;resourceallocatorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,42 +42,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDSERVERREQUEST_SERVERSELECTORENTRY']._serialized_options = b'8\001'
   _globals['_FINDSERVERRESPONSE_REJECTEDBYREASONENTRY']._loaded_options = None
   _globals['_FINDSERVERRESPONSE_REJECTEDBYREASONENTRY']._serialized_options = b'8\001'
-  _globals['_ENSUREALLOCATIONREQUEST']._serialized_start=173
-  _globals['_ENSUREALLOCATIONREQUEST']._serialized_end=690
-  _globals['_ENSUREALLOCATIONREQUEST_SERVERSELECTORENTRY']._serialized_start=604
-  _globals['_ENSUREALLOCATIONREQUEST_SERVERSELECTORENTRY']._serialized_end=657
-  _globals['_ENSUREALLOCATIONRESPONSE']._serialized_start=693
-  _globals['_ENSUREALLOCATIONRESPONSE']._serialized_end=902
-  _globals['_RELEASEALLOCATIONREQUEST']._serialized_start=904
-  _globals['_RELEASEALLOCATIONREQUEST']._serialized_end=967
-  _globals['_RELEASEALLOCATIONRESPONSE']._serialized_start=969
-  _globals['_RELEASEALLOCATIONRESPONSE']._serialized_end=1075
-  _globals['_LISTALLOCATIONSREQUEST']._serialized_start=1078
-  _globals['_LISTALLOCATIONSREQUEST']._serialized_end=1259
-  _globals['_LISTALLOCATIONSRESPONSE']._serialized_start=1261
-  _globals['_LISTALLOCATIONSRESPONSE']._serialized_end=1388
-  _globals['_GETPLACEMENTREQUEST']._serialized_start=1390
-  _globals['_GETPLACEMENTREQUEST']._serialized_end=1431
-  _globals['_GETPLACEMENTRESPONSE']._serialized_start=1434
-  _globals['_GETPLACEMENTRESPONSE']._serialized_end=1585
-  _globals['_FINDSERVERREQUEST']._serialized_start=1588
-  _globals['_FINDSERVERREQUEST']._serialized_end=1991
-  _globals['_FINDSERVERREQUEST_SERVERSELECTORENTRY']._serialized_start=604
-  _globals['_FINDSERVERREQUEST_SERVERSELECTORENTRY']._serialized_end=657
-  _globals['_CANDIDATE']._serialized_start=1993
-  _globals['_CANDIDATE']._serialized_end=2116
-  _globals['_REJECTION']._serialized_start=2118
-  _globals['_REJECTION']._serialized_end=2184
-  _globals['_FINDSERVERRESPONSE']._serialized_start=2187
-  _globals['_FINDSERVERRESPONSE']._serialized_end=2462
-  _globals['_FINDSERVERRESPONSE_REJECTEDBYREASONENTRY']._serialized_start=2407
-  _globals['_FINDSERVERRESPONSE_REJECTEDBYREASONENTRY']._serialized_end=2462
-  _globals['_WATCHALLOCATIONSREQUEST']._serialized_start=2465
-  _globals['_WATCHALLOCATIONSREQUEST']._serialized_end=2622
-  _globals['_WATCHALLOCATIONSRESPONSE']._serialized_start=2625
-  _globals['_WATCHALLOCATIONSRESPONSE']._serialized_end=2792
-  _globals['_BOOKMARK']._serialized_start=2794
-  _globals['_BOOKMARK']._serialized_end=2822
-  _globals['_RESOURCEALLOCATOR']._serialized_start=2825
-  _globals['_RESOURCEALLOCATOR']._serialized_end=3506
+  _globals['_WAITER_SERVERSELECTORENTRY']._loaded_options = None
+  _globals['_WAITER_SERVERSELECTORENTRY']._serialized_options = b'8\001'
+  _globals['_ENSUREALLOCATIONREQUEST']._serialized_start=206
+  _globals['_ENSUREALLOCATIONREQUEST']._serialized_end=723
+  _globals['_ENSUREALLOCATIONREQUEST_SERVERSELECTORENTRY']._serialized_start=637
+  _globals['_ENSUREALLOCATIONREQUEST_SERVERSELECTORENTRY']._serialized_end=690
+  _globals['_ENSUREALLOCATIONRESPONSE']._serialized_start=726
+  _globals['_ENSUREALLOCATIONRESPONSE']._serialized_end=935
+  _globals['_RELEASEALLOCATIONREQUEST']._serialized_start=937
+  _globals['_RELEASEALLOCATIONREQUEST']._serialized_end=1000
+  _globals['_RELEASEALLOCATIONRESPONSE']._serialized_start=1002
+  _globals['_RELEASEALLOCATIONRESPONSE']._serialized_end=1108
+  _globals['_LISTALLOCATIONSREQUEST']._serialized_start=1111
+  _globals['_LISTALLOCATIONSREQUEST']._serialized_end=1292
+  _globals['_LISTALLOCATIONSRESPONSE']._serialized_start=1294
+  _globals['_LISTALLOCATIONSRESPONSE']._serialized_end=1421
+  _globals['_GETPLACEMENTREQUEST']._serialized_start=1423
+  _globals['_GETPLACEMENTREQUEST']._serialized_end=1464
+  _globals['_GETPLACEMENTRESPONSE']._serialized_start=1467
+  _globals['_GETPLACEMENTRESPONSE']._serialized_end=1618
+  _globals['_FINDSERVERREQUEST']._serialized_start=1621
+  _globals['_FINDSERVERREQUEST']._serialized_end=2024
+  _globals['_FINDSERVERREQUEST_SERVERSELECTORENTRY']._serialized_start=637
+  _globals['_FINDSERVERREQUEST_SERVERSELECTORENTRY']._serialized_end=690
+  _globals['_CANDIDATE']._serialized_start=2026
+  _globals['_CANDIDATE']._serialized_end=2149
+  _globals['_REJECTION']._serialized_start=2151
+  _globals['_REJECTION']._serialized_end=2217
+  _globals['_FINDSERVERRESPONSE']._serialized_start=2220
+  _globals['_FINDSERVERRESPONSE']._serialized_end=2495
+  _globals['_FINDSERVERRESPONSE_REJECTEDBYREASONENTRY']._serialized_start=2440
+  _globals['_FINDSERVERRESPONSE_REJECTEDBYREASONENTRY']._serialized_end=2495
+  _globals['_LISTWAITINGREQUEST']._serialized_start=2497
+  _globals['_LISTWAITINGREQUEST']._serialized_end=2596
+  _globals['_WAITER']._serialized_start=2599
+  _globals['_WAITER']._serialized_end=3055
+  _globals['_WAITER_SERVERSELECTORENTRY']._serialized_start=637
+  _globals['_WAITER_SERVERSELECTORENTRY']._serialized_end=690
+  _globals['_LISTWAITINGRESPONSE']._serialized_start=3057
+  _globals['_LISTWAITINGRESPONSE']._serialized_end=3172
+  _globals['_WATCHALLOCATIONSREQUEST']._serialized_start=3175
+  _globals['_WATCHALLOCATIONSREQUEST']._serialized_end=3332
+  _globals['_WATCHALLOCATIONSRESPONSE']._serialized_start=3335
+  _globals['_WATCHALLOCATIONSRESPONSE']._serialized_end=3502
+  _globals['_BOOKMARK']._serialized_start=3504
+  _globals['_BOOKMARK']._serialized_end=3532
+  _globals['_RESOURCEALLOCATOR']._serialized_start=3535
+  _globals['_RESOURCEALLOCATOR']._serialized_end=4316
 # @@protoc_insertion_point(module_scope)

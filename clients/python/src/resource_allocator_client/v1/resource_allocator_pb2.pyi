@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from . import events_pb2 as _events_pb2
 from . import types_pb2 as _types_pb2
@@ -84,7 +85,13 @@ class EnsureAllocationRequest(_message.Message):
 
     @_builtins.property
     def wait_for_capacity(self) -> _duration_pb2.Duration:
-        """Instead of a capacity refusal, wait this long in line for capacity. Unset: do not wait."""
+        """Instead of INSUFFICIENT_CAPACITY, PORTS_EXHAUSTED or USAGE_STALE, wait this long in line for capacity, at most 24 hours.
+        Unset or 0: do not wait. Whatever gives room serves the line in the order of arrival; a younger request passes an older
+        one only where that one has no use for what it takes, and what the first in line could use on the server that is nearest
+        to having room for it is kept for it. A repeat of the same request goes on waiting in the place that the project has, also
+        for 30 s after its caller hung up, and at another replica; a repeat that asks for something else takes a place at the end.
+        The events say `waiting`. Give the call a deadline that is longer.
+        """
 
     def __init__(
         self,
@@ -540,6 +547,162 @@ class FindServerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FindServerResponse: _TypeAlias = FindServerResponse  # noqa: Y015
+
+@_typing.final
+class ListWaitingRequest(_message.Message):
+    """The request of ListWaiting."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """Only this project's place. Unset: the whole line."""
+    page_size: _builtins.int
+    """How many at the most, default 100, at most 1000."""
+    page_token: _builtins.str
+    """The `next_page_token` of the page before, with the same filter. Empty: the first page."""
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_project_id", b"_project_id", "project_id", b"project_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_project_id", b"_project_id", "page_size", b"page_size", "page_token", b"page_token", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__project_id: _TypeAlias = _typing.Literal["project_id"]  # noqa: Y015
+    _WhichOneofArgType__project_id: _TypeAlias = _typing.Literal["_project_id", b"_project_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__project_id) -> _WhichOneofReturnType__project_id | None: ...
+
+Global___ListWaitingRequest: _TypeAlias = ListWaitingRequest  # noqa: Y015
+
+@_typing.final
+class Waiter(_message.Message):
+    """A project that stands in line."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ServerSelectorEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    PLACE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    JOIN_TIME_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    SERVER_SELECTOR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KEPT_SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """The project."""
+    place: _builtins.int
+    """Its place, from 1."""
+    reason: _builtins.str
+    """Why it could not be placed when its call came: a reason of the contract, such as INSUFFICIENT_CAPACITY."""
+    server_handle: _builtins.str
+    """The server that it is pinned to; empty where it is not."""
+    request_id: _builtins.str
+    """The request, as in the service's logs."""
+    kept_server_handle: _builtins.str
+    """The server on which what it could use is kept for it: of the first in line alone."""
+    @_builtins.property
+    def join_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it stands in line."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """Until when it waits."""
+
+    @_builtins.property
+    def modules(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ModuleSpec]:
+        """The modules that it asks for, as the request named them."""
+
+    @_builtins.property
+    def resources(self) -> _types_pb2.Resources:
+        """The resources that it asks for, as the request named them."""
+
+    @_builtins.property
+    def server_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The labels that it asks for."""
+
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        place: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        join_time: _timestamp_pb2.Timestamp | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        modules: _abc.Iterable[_types_pb2.ModuleSpec] | None = ...,
+        resources: _types_pb2.Resources | None = ...,
+        server_handle: _builtins.str = ...,
+        server_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+        kept_server_handle: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "join_time", b"join_time", "resources", b"resources"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "join_time", b"join_time", "kept_server_handle", b"kept_server_handle", "modules", b"modules", "place", b"place", "project_id", b"project_id", "reason", b"reason", "request_id", b"request_id", "resources", b"resources", "server_handle", b"server_handle", "server_selector", b"server_selector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waiter: _TypeAlias = Waiter  # noqa: Y015
+
+@_typing.final
+class ListWaitingResponse(_message.Message):
+    """The answer of ListWaiting."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WAITERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Where the next page starts; empty on the last one."""
+    resume_token: _builtins.str
+    """As of the same snapshot as the first page. Later pages repeat it."""
+    @_builtins.property
+    def waiters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Waiter]:
+        """The page, in the order of the line."""
+
+    def __init__(
+        self,
+        *,
+        waiters: _abc.Iterable[Global___Waiter] | None = ...,
+        next_page_token: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "resume_token", b"resume_token", "waiters", b"waiters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListWaitingResponse: _TypeAlias = ListWaitingResponse  # noqa: Y015
 
 @_typing.final
 class WatchAllocationsRequest(_message.Message):

@@ -61,6 +61,11 @@ class ResourceAllocatorStub(object):
                 request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.FindServerRequest.SerializeToString,
                 response_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.FindServerResponse.FromString,
                 _registered_method=True)
+        self.ListWaiting = channel.unary_unary(
+                '/resourceallocator.v1.ResourceAllocator/ListWaiting',
+                request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingRequest.SerializeToString,
+                response_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingResponse.FromString,
+                _registered_method=True)
         self.WatchAllocations = channel.unary_stream(
                 '/resourceallocator.v1.ResourceAllocator/WatchAllocations',
                 request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.WatchAllocationsRequest.SerializeToString,
@@ -79,7 +84,8 @@ class ResourceAllocatorServicer(object):
 
         Errors: INVALID_REQUEST, SERVER_NOT_FOUND, and the funnel's: NO_SERVERS, NO_MATCHING_SERVER, NO_ADMISSIBLE_SERVER,
         REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
-        PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; OVERLOADED, DATABASE_UNAVAILABLE.
+        PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; with `wait_for_capacity`: WAIT_TIMED_OUT, LINE_FULL, WAIT_SUPERSEDED,
+        WAIT_RELEASED; OVERLOADED, DATABASE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +129,15 @@ class ResourceAllocatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWaiting(self, request, context):
+        """Reads the line of those who wait for capacity, in its order, a page at a time.
+
+        Errors: INVALID_REQUEST (also for a token that is forged or was made for other filters), DATABASE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchAllocations(self, request, context):
         """Streams the progress events, from now, from the beginning, or after a token; each once and in order. A stream that ends
         is resumed with the last `resume_token`, at any replica.
@@ -160,6 +175,11 @@ def add_ResourceAllocatorServicer_to_server(servicer, server):
                     servicer.FindServer,
                     request_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.FindServerRequest.FromString,
                     response_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.FindServerResponse.SerializeToString,
+            ),
+            'ListWaiting': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWaiting,
+                    request_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingRequest.FromString,
+                    response_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingResponse.SerializeToString,
             ),
             'WatchAllocations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchAllocations,
@@ -304,6 +324,33 @@ class ResourceAllocator(object):
             '/resourceallocator.v1.ResourceAllocator/FindServer',
             resourceallocator_dot_v1_dot_resource__allocator__pb2.FindServerRequest.SerializeToString,
             resourceallocator_dot_v1_dot_resource__allocator__pb2.FindServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWaiting(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resourceallocator.v1.ResourceAllocator/ListWaiting',
+            resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingRequest.SerializeToString,
+            resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingResponse.FromString,
             options,
             channel_credentials,
             insecure,

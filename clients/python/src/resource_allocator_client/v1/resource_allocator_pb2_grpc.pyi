@@ -41,7 +41,8 @@ class ResourceAllocatorStub:
 
     Errors: INVALID_REQUEST, SERVER_NOT_FOUND, and the funnel's: NO_SERVERS, NO_MATCHING_SERVER, NO_ADMISSIBLE_SERVER,
     REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
-    PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; OVERLOADED, DATABASE_UNAVAILABLE.
+    PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; with `wait_for_capacity`: WAIT_TIMED_OUT, LINE_FULL, WAIT_SUPERSEDED,
+    WAIT_RELEASED; OVERLOADED, DATABASE_UNAVAILABLE.
     """
     ReleaseAllocation: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.ReleaseAllocationRequest, _resource_allocator_pb2.ReleaseAllocationResponse]
     """Gives back a project's ports, whole or by module; capacity goes back when the last module does.
@@ -65,6 +66,11 @@ class ResourceAllocatorStub:
 
     Errors: INVALID_REQUEST; with none found and no `explain`, the refusal that EnsureAllocation would give; DATABASE_UNAVAILABLE.
     """
+    ListWaiting: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.ListWaitingRequest, _resource_allocator_pb2.ListWaitingResponse]
+    """Reads the line of those who wait for capacity, in its order, a page at a time.
+
+    Errors: INVALID_REQUEST (also for a token that is forged or was made for other filters), DATABASE_UNAVAILABLE.
+    """
     WatchAllocations: _grpc.UnaryStreamMultiCallable[_resource_allocator_pb2.WatchAllocationsRequest, _resource_allocator_pb2.WatchAllocationsResponse]
     """Streams the progress events, from now, from the beginning, or after a token; each once and in order. A stream that ends
     is resumed with the last `resume_token`, at any replica.
@@ -85,7 +91,8 @@ class ResourceAllocatorAsyncStub(ResourceAllocatorStub):
 
     Errors: INVALID_REQUEST, SERVER_NOT_FOUND, and the funnel's: NO_SERVERS, NO_MATCHING_SERVER, NO_ADMISSIBLE_SERVER,
     REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
-    PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; OVERLOADED, DATABASE_UNAVAILABLE.
+    PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; with `wait_for_capacity`: WAIT_TIMED_OUT, LINE_FULL, WAIT_SUPERSEDED,
+    WAIT_RELEASED; OVERLOADED, DATABASE_UNAVAILABLE.
     """
     ReleaseAllocation: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.ReleaseAllocationRequest, _resource_allocator_pb2.ReleaseAllocationResponse]  # type: ignore[assignment]
     """Gives back a project's ports, whole or by module; capacity goes back when the last module does.
@@ -108,6 +115,11 @@ class ResourceAllocatorAsyncStub(ResourceAllocatorStub):
     refused; changes nothing.
 
     Errors: INVALID_REQUEST; with none found and no `explain`, the refusal that EnsureAllocation would give; DATABASE_UNAVAILABLE.
+    """
+    ListWaiting: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.ListWaitingRequest, _resource_allocator_pb2.ListWaitingResponse]  # type: ignore[assignment]
+    """Reads the line of those who wait for capacity, in its order, a page at a time.
+
+    Errors: INVALID_REQUEST (also for a token that is forged or was made for other filters), DATABASE_UNAVAILABLE.
     """
     WatchAllocations: _aio.UnaryStreamMultiCallable[_resource_allocator_pb2.WatchAllocationsRequest, _resource_allocator_pb2.WatchAllocationsResponse]  # type: ignore[assignment]
     """Streams the progress events, from now, from the beginning, or after a token; each once and in order. A stream that ends
@@ -132,7 +144,8 @@ class ResourceAllocatorServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: INVALID_REQUEST, SERVER_NOT_FOUND, and the funnel's: NO_SERVERS, NO_MATCHING_SERVER, NO_ADMISSIBLE_SERVER,
         REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
-        PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; OVERLOADED, DATABASE_UNAVAILABLE.
+        PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; with `wait_for_capacity`: WAIT_TIMED_OUT, LINE_FULL, WAIT_SUPERSEDED,
+        WAIT_RELEASED; OVERLOADED, DATABASE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
@@ -179,6 +192,17 @@ class ResourceAllocatorServicer(metaclass=_abc_1.ABCMeta):
         refused; changes nothing.
 
         Errors: INVALID_REQUEST; with none found and no `explain`, the refusal that EnsureAllocation would give; DATABASE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ListWaiting(
+        self,
+        request: _resource_allocator_pb2.ListWaitingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resource_allocator_pb2.ListWaitingResponse, _abc.Awaitable[_resource_allocator_pb2.ListWaitingResponse]]:
+        """Reads the line of those who wait for capacity, in its order, a page at a time.
+
+        Errors: INVALID_REQUEST (also for a token that is forged or was made for other filters), DATABASE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
