@@ -21,6 +21,7 @@ use resource_allocator::domain::{
     placement::{Context, Decision, decide},
     ports::DEFAULT_START_PORT,
     request::{EnsureRequest, Strategy},
+    resources::PerResource,
 };
 use serde::Deserialize;
 use time::OffsetDateTime;
@@ -73,7 +74,8 @@ impl Ours {
                 managed: true,
                 labels: BTreeMap::new(),
                 capacity: node.resources(),
-                headroom: Resources::ZERO,
+                headroom: ResourceRequest::default(),
+                overcommit_percent: PerResource::default(),
                 port_range: PortRange::DEFAULT,
                 excluded_ports: Vec::new(),
                 source: String::new(),
@@ -100,7 +102,11 @@ impl Packer for Ours {
             start_port: DEFAULT_START_PORT,
             strategy: self.strategy,
         };
-        let context = Context { now: OffsetDateTime::UNIX_EPOCH, usage_max_age: Duration::from_mins(5) };
+        let context = Context {
+            now: OffsetDateTime::UNIX_EPOCH,
+            usage_max_age: Duration::from_mins(5),
+            usage_required: false,
+        };
         let decision = decide(&self.fleet, &Project::unplaced(project_id.clone()), &request, &context);
         let Ok(Decision::Place { server_handle, selected, reserve, .. }) = decision else { return false };
         let ensured = Ensured {

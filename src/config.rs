@@ -6,8 +6,9 @@ use clap::{Arg, Args, Command, ValueEnum, builder::TypedValueParser, error::Erro
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
-    domain::request::Strategy,
+    domain::{policy::PolicyPatch, request::Strategy},
     http::Origin,
+    policy_figure::{PolicyFigure, headroom, overcommit},
     store::{self, StoreOptions},
 };
 
@@ -142,6 +143,21 @@ pub struct PlacementArgs {
     /// How old a server's usage report may be before the server takes nothing new
     #[arg(long, env = "RESOURCE_ALLOCATOR_USAGE_MAX_AGE", default_value = "5m", value_parser = duration, value_name = "DURATION")]
     pub usage_max_age: Duration,
+    /// Place nothing new on a server that never reported its usage, too
+    #[arg(long, env = "RESOURCE_ALLOCATOR_USAGE_REQUIRED", value_name = "BOOL", num_args = 0..=1,
+        default_value_t = false, default_missing_value = "true")]
+    pub usage_required: bool,
+    /// Kept free on servers that name no headroom of their own, such as ram=5%,disk=2048,cpu=500 (MB, CPU millis or percent);
+    /// written into the fleet's policy at start [default: what stands there]
+    #[arg(long, env = "RESOURCE_ALLOCATOR_DEFAULT_HEADROOM", value_name = "RESOURCE=AMOUNT", value_delimiter = ',', value_parser = headroom)]
+    pub default_headroom: Vec<PolicyFigure>,
+    /// How much may be reserved of what there is, such as cpu=4,ram=1.2; written into the fleet's policy at start
+    /// [default: what stands there]
+    #[arg(long, env = "RESOURCE_ALLOCATOR_OVERCOMMIT", value_name = "RESOURCE=RATIO", value_delimiter = ',', value_parser = overcommit)]
+    pub overcommit: Vec<PolicyFigure>,
+    /// How long a port that a worker found in use is given to nobody
+    #[arg(long, env = "RESOURCE_ALLOCATOR_PORT_SET_ASIDE", default_value = "1h", value_parser = duration, value_name = "DURATION")]
+    pub port_set_aside: Duration,
     /// How long a port that was given back rests while another is free
     #[arg(long, env = "RESOURCE_ALLOCATOR_PORT_REST", default_value = "60s", value_parser = duration, value_name = "DURATION")]
     pub port_rest: Duration,
@@ -156,6 +172,18 @@ pub struct PlacementArgs {
     #[arg(long, env = "RESOURCE_ALLOCATOR_LINE_LIMIT", default_value_t = 1000, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub line_limit: u32,
+}
+
+impl PlacementArgs {
+    /// The figures of the fleet's policy that were named.
+    #[must_use]
+    pub fn policy(&self) -> PolicyPatch {
+        let mut patch = PolicyPatch::default();
+        for figure in self.default_headroom.iter().chain(&self.overcommit) {
+            figure.apply(&mut patch);
+        }
+        patch
+    }
 }
 
 /// A strategy by name.

@@ -16,7 +16,7 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::proto::v1::{PortRange, Resources, Server, ServerStatus};
+use crate::proto::v1::{Percentages, PortRange, Resources, Server, ServerStatus};
 
 const STATUS_PREFIX: &str = "SERVER_STATUS_";
 
@@ -159,6 +159,7 @@ struct ServerEntry {
     labels: BTreeMap<String, String>,
     capacity: ResourcesEntry,
     headroom: Option<ResourcesEntry>,
+    overcommit_percent: Option<PercentagesEntry>,
     port_range: Option<RangeEntry>,
     #[serde(default)]
     excluded_ports: Vec<RangeEntry>,
@@ -178,6 +179,7 @@ impl From<ServerEntry> for Server {
             labels: entry.labels,
             capacity: Some(entry.capacity.into()),
             headroom: entry.headroom.map(Resources::from),
+            overcommit_percent: entry.overcommit_percent.map(Percentages::from),
             port_range: entry.port_range.map(|range| range.0),
             excluded_ports: entry.excluded_ports.into_iter().map(|range| range.0).collect(),
             source: entry.source,
@@ -198,6 +200,20 @@ struct ResourcesEntry {
 impl From<ResourcesEntry> for Resources {
     fn from(entry: ResourcesEntry) -> Self {
         Self { cpu_millis: entry.cpu_millis, ram_mb: entry.ram_mb, disk_mb: entry.disk_mb }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PercentagesEntry {
+    cpu: Option<u32>,
+    ram: Option<u32>,
+    disk: Option<u32>,
+}
+
+impl From<PercentagesEntry> for Percentages {
+    fn from(entry: PercentagesEntry) -> Self {
+        Self { cpu: entry.cpu, ram: entry.ram, disk: entry.disk }
     }
 }
 
@@ -281,6 +297,7 @@ mod tests {
             labels = { region = "eu" }
             capacity = { ram_mb = 4096, disk_mb = 9000, cpu_millis = 2000 }
             headroom = { ram_mb = 512 }
+            overcommit_percent = { cpu = 400 }
             port_range = "2000-3000"
             excluded_ports = ["2080-2090", 2100, { start = 2200, end = 2300 }]
             source = "cloud"
@@ -293,7 +310,7 @@ mod tests {
                 "handle": "web-1", "address": "10.0.0.1", "status": "MAINTENANCE", "managed": true,
                 "labels": {"region": "eu"},
                 "capacity": {"ram_mb": 4096, "disk_mb": 9000, "cpu_millis": 2000},
-                "headroom": {"ram_mb": 512},
+                "headroom": {"ram_mb": 512}, "overcommit_percent": {"cpu": 400},
                 "port_range": {"start": 2000, "end": 3000},
                 "excluded_ports": ["2080-2090", 2100, {"start": 2200, "end": 2300}],
                 "source": "cloud", "external_id": "i-7"
@@ -306,6 +323,7 @@ mod tests {
         assert_eq!(server.port_range, Some(PortRange { start: 2000, end: 3000 }));
         assert_eq!(server.excluded_ports[1], PortRange { start: 2100, end: 2100 });
         assert_eq!(server.headroom, Some(Resources { ram_mb: Some(512), ..Resources::default() }));
+        assert_eq!(server.overcommit_percent, Some(Percentages { cpu: Some(400), ..Percentages::default() }));
     }
 
     #[test]

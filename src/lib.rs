@@ -23,6 +23,7 @@ pub mod domain;
 pub mod events;
 pub mod http;
 pub mod inventory_file;
+pub mod policy_figure;
 pub mod postgres;
 pub mod proto;
 pub mod server;

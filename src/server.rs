@@ -15,7 +15,7 @@ use tower::util::MapResponseLayer;
 use crate::{
     allocator::{Allocator, AllocatorOptions},
     api::{Api, request_id::RequestIdLayer, transport_errors::with_reason},
-    domain::request::Strategy,
+    domain::{policy::PolicyPatch, request::Strategy},
     events::Hub,
     http::{self, Origin, Readiness},
     proto::{
@@ -61,6 +61,8 @@ pub struct ServerOptions {
     pub allocator: AllocatorOptions,
     /// Which server is chosen where a request does not say.
     pub strategy: Strategy,
+    /// What is changed of the fleet's policy at start.
+    pub policy: PolicyPatch,
     /// Servers to register at start.
     pub inventory: Vec<v1::Server>,
 }
@@ -105,6 +107,10 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
     let (pool, token_key) = first_look(&store).await.context("cannot read the database")?;
 
     let (allocator, mut allocating) = Allocator::start(store.clone(), options.allocator);
+    if options.policy != PolicyPatch::default() {
+        let changed = allocator.update_policy(options.policy, "flags-at-start".to_owned()).await;
+        changed.context("cannot set the fleet's policy")?;
+    }
     let hub = Hub::start(store.clone(), allocator.committed(), shutdown.soft.clone());
     let api = Api::new(allocator, hub, &token_key, pool.epoch, options.strategy);
     for server in options.inventory {

@@ -15,10 +15,11 @@ use super::{
     ensure, inventory,
     journal::Journal,
     line,
+    relocate,
     replica::Replica,
 };
 use crate::{
-    domain::{Project, ProjectId, placement::Context},
+    domain::{Project, ProjectId},
     store::{Store, StoreError, placements, pools},
 };
 
@@ -171,8 +172,9 @@ impl Combiner {
         pool: &pools::PoolState,
         batch: &[Job],
     ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
-        let context = Context { now: pool.now, usage_max_age: self.options.usage_max_age };
+        let context = self.options.context(pool.now);
         let free_after = pool.now + self.options.port_rest;
+        let set_aside_until = pool.now + self.options.port_set_aside;
         let ids = project_ids(batch);
         let committed: HashMap<ProjectId, Project> = if ids.is_empty() {
             HashMap::new()
@@ -218,11 +220,22 @@ impl Combiner {
                     let answer = line::wait(&mut journal, fleet, asked, &job.request_id, terms);
                     *slot = Some(answer.map_err(Error::from));
                 }
+                Request::Relocate(request) => {
+                    let id = &job.request_id;
+                    let answer = relocate::relocate(&mut journal, fleet, request, id, &context, free_after);
+                    *slot = Some(answer.map(Answer::Relocated).map_err(Error::from));
+                }
+                Request::ReportPortInUse(report) => {
+                    let id = &job.request_id;
+                    let answer =
+                        relocate::replace_port(&mut journal, fleet, report, id, &context, set_aside_until);
+                    *slot = Some(answer.map(Answer::PortReplaced).map_err(Error::from));
+                }
                 _ => {}
             }
         }
         line::settle(conn, &mut journal, fleet, &context).await?;
-        journal.write(conn, free_after).await?;
+        journal.write(conn).await?;
         line::write(conn, &journal, fleet).await?;
         Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
     }
@@ -250,6 +263,8 @@ fn project_ids(batch: &[Job]) -> Vec<String> {
             Request::Ensure(request) => Some(request.project_id.as_str().to_owned()),
             Request::Wait(asked) => Some(asked.request.project_id.as_str().to_owned()),
             Request::Release(request) => Some(request.project_id.as_str().to_owned()),
+            Request::Relocate(request) => Some(request.project_id.as_str().to_owned()),
+            Request::ReportPortInUse(report) => Some(report.project_id.as_str().to_owned()),
             _ => None,
         })
         .collect();

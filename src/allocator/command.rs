@@ -9,7 +9,8 @@ use crate::{
     domain::{
         Allocation, Project, ProjectId, Reason, ServerHandle,
         inventory::{ServerPatch, ServerSpec, SyncPlan, SyncRequest},
-        request::{EnsureRequest, ReleaseRequest},
+        policy::{FleetPolicy, PolicyPatch},
+        request::{EnsureRequest, PortInUseReport, ReleaseRequest, RelocateRequest},
         server::Observation,
     },
     store::servers::ServerRecord,
@@ -42,6 +43,10 @@ pub enum Request {
     },
     /// Give back what a project holds.
     Release(ReleaseRequest),
+    /// Move a project to another server.
+    Relocate(RelocateRequest),
+    /// Set a port aside that was found in use, and give its module another.
+    ReportPortInUse(PortInUseReport),
     /// Create or replace a server.
     RegisterServer {
         /// The server.
@@ -74,6 +79,8 @@ pub enum Request {
         /// What was seen; its time is set when it is committed.
         observation: Observation,
     },
+    /// Change what holds for every server that does not say otherwise.
+    UpdatePolicy(PolicyPatch),
     /// Tell the log what nobody asked for: reports that grew too old, and edits by hand.
     Housekeep,
 }
@@ -87,6 +94,12 @@ pub enum Answer {
     Waits(Place),
     /// Of a release.
     Released(ReleaseAnswer),
+    /// Of a relocation.
+    Relocated(RelocateAnswer),
+    /// Of a report of a port in use.
+    PortReplaced(PortReplaceAnswer),
+    /// The policy as it is now.
+    Policy(FleetPolicy),
     /// The server as it is now: of a register, an update or a usage report.
     Server(Box<ServerRecord>),
     /// Of a sync: what it did to each server.
@@ -154,4 +167,22 @@ pub struct ReleaseAnswer {
     pub released: Vec<Allocation>,
     /// Whether the placement went with the last module.
     pub placement_removed: bool,
+}
+
+/// The answer of a relocation.
+#[derive(Debug, Clone)]
+pub struct RelocateAnswer {
+    /// Where the project was before; none where it did not move.
+    pub from_server_handle: Option<ServerHandle>,
+    /// The project as it stands.
+    pub view: ProjectView,
+}
+
+/// The answer of a report of a port in use.
+#[derive(Debug, Clone)]
+pub struct PortReplaceAnswer {
+    /// Until when the port is set aside; none where the module held another one already.
+    pub set_aside_until: Option<OffsetDateTime>,
+    /// The project as it stands.
+    pub view: ProjectView,
 }

@@ -19,7 +19,6 @@ use crate::domain::{
 /// What a decision makes of a project, and the operation that says so; none where nothing changes.
 struct Effect {
     project: Project,
-    server_address: String,
     operation: Option<(ServerHandle, Ensured)>,
     outcome: Outcome,
 }
@@ -88,16 +87,17 @@ pub fn preview(
 }
 
 fn answer(fleet: &Fleet, effect: Effect, context: &Context) -> EnsureAnswer {
-    let handle = effect.project.placement.as_ref().map(|placement| &placement.server_handle);
-    let server_admissible = handle.is_some_and(|handle| fleet.admits(handle, context));
-    EnsureAnswer {
-        outcome: effect.outcome,
-        view: ProjectView {
-            project: effect.project,
-            server_address: effect.server_address,
-            server_admissible,
-            sequence: fleet.sequence(),
-        },
+    EnsureAnswer { outcome: effect.outcome, view: view(fleet, effect.project, context) }
+}
+
+/// A project as it stands, with what is told of its server.
+pub(super) fn view(fleet: &Fleet, project: Project, context: &Context) -> ProjectView {
+    let handle = project.placement.as_ref().map(|placement| &placement.server_handle);
+    ProjectView {
+        server_address: handle.map(|handle| address(fleet, handle)).unwrap_or_default(),
+        server_admissible: handle.is_some_and(|handle| fleet.admits(handle, context)),
+        sequence: fleet.sequence(),
+        project,
     }
 }
 
@@ -110,9 +110,7 @@ fn effect(
 ) -> Effect {
     let (server_handle, selected, grown, grants, outcome) = match decision {
         Decision::Unchanged => {
-            let handle = project.placement.as_ref().map(|placement| &placement.server_handle);
-            let server_address = handle.map(|handle| address(fleet, handle)).unwrap_or_default();
-            return Effect { project, server_address, operation: None, outcome: Outcome::Unchanged };
+            return Effect { project, operation: None, outcome: Outcome::Unchanged };
         }
         Decision::Place { server_handle, selected, reserve, ports } => {
             (server_handle, Some(selected), reserve, ports, Outcome::Created)
@@ -121,13 +119,13 @@ fn effect(
             (server_handle, None, grow, ports, Outcome::Extended)
         }
     };
-    let allocations = give(&mut project, &server_handle, grown, grants, context);
+    let allocations = give(&mut project, request, &server_handle, grown, grants, context);
     let server_address = address(fleet, &server_handle);
     let ensured = ensured(request, selected, &server_address, grown, allocations, &project);
-    Effect { project, server_address, operation: Some((server_handle, ensured)), outcome }
+    Effect { project, operation: Some((server_handle, ensured)), outcome }
 }
 
-fn address(fleet: &Fleet, handle: &ServerHandle) -> String {
+pub(super) fn address(fleet: &Fleet, handle: &ServerHandle) -> String {
     fleet.get(handle).map(|state| state.server.address.clone()).unwrap_or_default()
 }
 
@@ -153,6 +151,7 @@ fn ensured(
 /// Adds to what the project holds; returns the new allocations.
 fn give(
     project: &mut Project,
+    request: &EnsureRequest,
     server_handle: &ServerHandle,
     grown: Resources,
     grants: Vec<PortGrant>,
@@ -161,25 +160,30 @@ fn give(
     let placement = project.placement.get_or_insert_with(|| Placement {
         server_handle: server_handle.clone(),
         reserved: Resources::ZERO,
+        selector: request.selector.clone(),
+        start_port: request.start_port,
         revision: 0,
         create_time: context.now,
         update_time: context.now,
     });
     placement.reserved += grown;
     placement.update_time = context.now;
-    let allocations: Vec<_> = grants
-        .into_iter()
-        .map(|grant| Allocation {
-            id: Uuid::now_v7(),
-            module: grant.module,
-            protocol: grant.protocol,
-            port: grant.port,
-            create_time: context.now,
-        })
-        .collect();
+    let allocations: Vec<_> = grants.into_iter().map(|grant| allocation(grant, context)).collect();
     project.allocations.extend(allocations.iter().cloned());
     project.allocations.sort_by(|a, b| a.module.cmp(&b.module));
     allocations
+}
+
+/// A port that is given now.
+pub(super) fn allocation(grant: PortGrant, context: &Context) -> Allocation {
+    Allocation {
+        id: Uuid::now_v7(),
+        module: grant.module,
+        protocol: grant.protocol,
+        port: grant.port,
+        pinned: grant.pinned,
+        create_time: context.now,
+    }
 }
 
 /// A refusal is told in the log, but not again and again while a caller retries.

@@ -11,10 +11,7 @@ use super::{
     inventory, line,
     replica::Replica,
 };
-use crate::{
-    domain::placement::Context,
-    store::{Store, StoreError, pools, ports},
-};
+use crate::store::{Store, StoreError, pools, ports};
 
 /// How often the log is told what nobody asked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
@@ -54,7 +51,7 @@ impl Housekeeper {
             ports::delete_rested(&mut transaction, pool.now, RESTED_STEP).await?;
             transaction.commit().await.map_err(StoreError::from)?;
         }
-        let context = Context { now: pool.now, usage_max_age: self.options.usage_max_age };
+        let context = self.options.context(pool.now);
         let needed = {
             let replica = self.replica.read().await;
             let stale = |state| inventory::is_stale(state, &context);

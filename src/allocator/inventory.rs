@@ -13,16 +13,20 @@ use super::{
 use crate::{
     domain::{
         Refusal, Server, ServerHandle,
-        event::{Operation, ServerChange, ServerChanged},
+        event::{Operation, PolicyChanged, ServerChange, ServerChanged},
         inventory::{
             SyncAction, SyncPlan, SyncRequest, check_etag, check_external_id, check_removable, plan_sync,
+            sync_seeds,
         },
         placement::{Context, filter::Exclusion, filter::admits, server_not_found},
+        policy::{FleetPolicy, PolicyPatch},
+        server::Observation,
     },
     store::{
         StoreError,
-        pools::PoolState,
+        pools::{self, PoolState},
         servers::{self, ServerRecord},
+        usage,
     },
 };
 
@@ -32,8 +36,11 @@ const BY_CLOCK: &str = "clock";
 /// How many servers the log is told of at once.
 const STALE_STEP: usize = 500;
 
-/// Tells the log of servers that were changed by hand.
+/// Tells the log of servers and of a policy that were changed by hand.
 pub fn tell_unlogged(journal: &mut Journal, replica: &mut Replica) {
+    if let Some(policy) = replica.take_unlogged_policy() {
+        record_policy(journal, replica, BY_HAND, policy);
+    }
     for changed in replica.take_unlogged() {
         record(journal, replica, BY_HAND, changed);
     }
@@ -42,6 +49,11 @@ pub fn tell_unlogged(journal: &mut Journal, replica: &mut Replica) {
 fn record(journal: &mut Journal, replica: &mut Replica, request_id: &str, changed: ServerChanged) {
     let handle = changed.server.handle.clone();
     journal.record(replica.fleet_mut(), None, Some(handle), request_id, Operation::ServerChanged(changed));
+}
+
+fn record_policy(journal: &mut Journal, replica: &mut Replica, request_id: &str, policy: FleetPolicy) {
+    let operation = Operation::PolicyChanged(PolicyChanged { policy });
+    journal.record(replica.fleet_mut(), None, None, request_id, operation);
 }
 
 /// Takes the batch's usage reports, the last of each server.
@@ -67,7 +79,7 @@ pub async fn take_usage(
     if reports.is_empty() {
         return Ok(());
     }
-    servers::update_usage(conn, &reports).await?;
+    usage::update(conn, &reports).await?;
     let written: BTreeMap<_, _> = read_back(conn, replica).await?;
     for (job, slot) in batch.iter().zip(answers.iter_mut()) {
         if let Request::ReportUsage { handle, .. } = &job.request
@@ -116,7 +128,10 @@ pub async fn write(
             return delete(conn, journal, replica, request_id, handle, etag.as_deref()).await.map(Some);
         }
         Request::SyncServers(request) => {
-            return sync(conn, journal, replica, request_id, request).await.map(Some);
+            return sync(conn, journal, replica, request_id, request, context).await.map(Some);
+        }
+        Request::UpdatePolicy(patch) => {
+            return update_policy(conn, journal, replica, request_id, patch).await.map(Some);
         }
         Request::Housekeep => {
             tell_stale(conn, journal, replica, context).await?;
@@ -126,6 +141,8 @@ pub async fn write(
         | Request::Wait(_)
         | Request::Leave { .. }
         | Request::Release(_)
+        | Request::Relocate(_)
+        | Request::ReportPortInUse(_)
         | Request::ReportUsage { .. } => return Ok(None),
     };
     let server = match checked {
@@ -134,10 +151,12 @@ pub async fn write(
     };
     let handle = server.handle.clone();
     put(conn, journal, replica, request_id, server).await?;
-    let record = servers::find(conn, &handle).await?.ok_or_else(|| StoreError::Inconsistent {
-        table: "servers",
-        row: handle.to_string(),
-        problem: "it is gone right after it was written".to_owned(),
+    let record = servers::find(conn, replica.fleet().policy(), &handle).await?.ok_or_else(|| {
+        StoreError::Inconsistent {
+            table: "servers",
+            row: handle.to_string(),
+            problem: "it is gone right after it was written".to_owned(),
+        }
     })?;
     read_back(conn, replica).await?;
     Ok(Some(Ok(Answer::Server(Box::new(record)))))
@@ -188,6 +207,7 @@ async fn sync(
     replica: &mut Replica,
     request_id: &str,
     request: &SyncRequest,
+    context: &Context,
 ) -> Result<Result<Answer, Error>, StoreError> {
     let plan: Result<SyncPlan, Refusal> = plan_sync(replica.fleet(), request);
     let plan = match plan {
@@ -204,8 +224,32 @@ async fn sync(
             SyncAction::Unchanged | SyncAction::Rejected(_) => {}
         }
     }
+    let mut seeds: BTreeMap<ServerHandle, Observation> = sync_seeds(replica.fleet(), request);
+    if !seeds.is_empty() {
+        for (handle, seed) in &mut seeds {
+            seed.observe_time = context.now;
+            replica.fleet_mut().observe(handle, seed.clone());
+        }
+        usage::update(conn, &seeds).await?;
+    }
     read_back(conn, replica).await?;
     Ok(Ok(Answer::Synced(plan)))
+}
+
+async fn update_policy(
+    conn: &mut PgConnection,
+    journal: &mut Journal,
+    replica: &mut Replica,
+    request_id: &str,
+    patch: &PolicyPatch,
+) -> Result<Result<Answer, Error>, StoreError> {
+    let policy = patch.onto(*replica.fleet().policy());
+    if policy != *replica.fleet().policy() {
+        record_policy(journal, replica, request_id, policy);
+        pools::update_policy(conn, &policy).await?;
+        read_back(conn, replica).await?;
+    }
+    Ok(Ok(Answer::Policy(policy)))
 }
 
 /// Tells the log, once, of servers whose usage reports are too old by now.
@@ -228,7 +272,7 @@ async fn tell_stale(
     // A fleet whose reports stop all at once is told of step by step: every other request waits meanwhile.
     stale.truncate(STALE_STEP);
     let handles: Vec<String> = stale.iter().map(|server| server.handle.to_string()).collect();
-    servers::update_usage_stale(conn, &handles).await?;
+    usage::update_stale(conn, &handles).await?;
     for server in stale {
         record(journal, replica, BY_CLOCK, ServerChanged { changes: vec![ServerChange::UsageStale], server });
     }
@@ -239,9 +283,8 @@ async fn tell_stale(
 /// Whether a server's usage report is too old.
 #[must_use]
 pub fn is_stale(state: &crate::domain::fleet::ServerState, context: &Context) -> bool {
-    let observe_time = state.observed.as_ref().map(|observed| observed.observe_time);
     matches!(
-        admits(true, crate::domain::ServerStatus::Ready, observe_time, context),
-        Err(Exclusion::UsageStale { .. })
+        admits(true, crate::domain::ServerStatus::Ready, state.host_report_time(), context),
+        Err(Exclusion::UsageStale { age: Some(_), .. })
     )
 }

@@ -14,7 +14,7 @@ use crate::{
     store::{
         StoreError, events,
         placements::{self, PlacementColumns},
-        ports::{self, PortColumns},
+        ports::{self, GivenBackColumns, PortColumns},
     },
 };
 
@@ -114,10 +114,10 @@ impl Journal {
     ///
     /// # Errors
     /// [`StoreError`]; nothing of the transaction may then be committed.
-    pub async fn write(&self, conn: &mut PgConnection, free_after: OffsetDateTime) -> Result<(), StoreError> {
+    pub async fn write(&self, conn: &mut PgConnection) -> Result<(), StoreError> {
         let changes = self.changes();
         if !changes.given_back.is_empty() {
-            ports::update_resting(conn, &changes.given_back, free_after).await?;
+            ports::update_given_back(conn, &changes.given_back).await?;
         }
         if !changes.deleted.is_empty() {
             placements::delete(conn, &changes.deleted).await?;
@@ -176,39 +176,63 @@ impl Journal {
                 project.allocations.iter().map(move |a| (handle, a.protocol, a.port))
             })
             .collect();
-        for (id, handle, allocation) in self.given_back().into_values() {
+        for GivenBack { handle, allocation, free_after, set_aside } in self.given_back().into_values() {
             let port = (handle.clone(), allocation.protocol, allocation.port);
             // Given back and given again within the batch, it need not rest in between, but where its row is a committed one:
             // the schema lets a port change hands by way of rest alone.
             if committed.contains(&(handle, allocation.protocol, allocation.port)) || !held.contains(&port) {
-                changes.given_back.push(id, handle, allocation);
+                changes.given_back.push(handle, allocation, free_after, set_aside);
             }
         }
         changes
     }
 
-    /// The ports that were given back at some point, each once.
-    fn given_back(
-        &self,
-    ) -> BTreeMap<(&ServerHandle, Protocol, Port), (&ProjectId, &ServerHandle, &Allocation)> {
+    /// The ports that were given back at some point, each once, as the last to give it back left it.
+    fn given_back(&self) -> BTreeMap<(&ServerHandle, Protocol, Port), GivenBack<'_>> {
         let mut given_back = BTreeMap::new();
         for entry in &self.entries {
-            if let (Operation::Released(released), Some(id), Some(handle)) =
-                (&entry.operation, &entry.project_id, &entry.server_handle)
-            {
-                for allocation in &released.allocations {
-                    given_back
-                        .insert((handle, allocation.protocol, allocation.port), (id, handle, allocation));
+            let (handle, allocations, free_after, set_aside) = match &entry.operation {
+                Operation::Released(released) => {
+                    (entry.server_handle.as_ref(), &released.allocations[..], released.free_after, None)
                 }
+                Operation::Relocated(relocated) => {
+                    (Some(&relocated.from_server_handle), &relocated.released[..], relocated.free_after, None)
+                }
+                Operation::PortReplaced(replaced) => (
+                    entry.server_handle.as_ref(),
+                    std::slice::from_ref(&replaced.set_aside),
+                    replaced.until,
+                    Some(replaced.detail.as_str()),
+                ),
+                Operation::Ensured(_)
+                | Operation::Refused(_)
+                | Operation::ServerChanged(_)
+                | Operation::PolicyChanged(_) => continue,
+            };
+            let Some(handle) = handle else { continue };
+            for allocation in allocations {
+                given_back.insert(
+                    (handle, allocation.protocol, allocation.port),
+                    GivenBack { handle, allocation, free_after, set_aside },
+                );
             }
         }
         given_back
     }
 }
 
+/// A port that was given back.
+struct GivenBack<'a> {
+    handle: &'a ServerHandle,
+    allocation: &'a Allocation,
+    free_after: OffsetDateTime,
+    /// Why it is set aside, where it is.
+    set_aside: Option<&'a str>,
+}
+
 #[derive(Debug, Default)]
 struct Changes {
-    given_back: PortColumns,
+    given_back: GivenBackColumns,
     deleted: Vec<String>,
     updated: PlacementColumns,
     inserted: PlacementColumns,

@@ -11,11 +11,14 @@ mod inventory;
 mod journal;
 pub mod line;
 mod reader;
+mod relocate;
+pub mod relocations;
 mod replica;
 mod waiting;
 
 use std::{sync::Arc, time::Duration};
 
+use time::OffsetDateTime;
 use tokio::{
     sync::{RwLock, RwLockReadGuard, mpsc, oneshot, watch},
     task::JoinSet,
@@ -34,12 +37,13 @@ use crate::{
         Project, ProjectId, ServerHandle,
         inventory::{ServerPatch, ServerSpec, SyncPlan, SyncRequest, plan_sync},
         placement::{Context, Explanation, filter::admits, find_servers, server_not_found},
+        policy::{FleetPolicy, PolicyPatch},
         request::{EnsureRequest, FindRequest, ReleaseRequest},
         server::Observation,
     },
     store::{
         Store,
-        placements::ProjectRecord,
+        placements::{self, ProjectRecord},
         pools,
         ports::{self, AllocationFilter, AllocationRecord},
         servers::{self, ServerFilter, ServerRecord},
@@ -52,6 +56,10 @@ use crate::{
 pub struct AllocatorOptions {
     /// How old a usage report may be.
     pub usage_max_age: Duration,
+    /// Whether a server that never reported its usage takes nothing new.
+    pub usage_required: bool,
+    /// For how long a port that was found in use on its host is given to nobody.
+    pub port_set_aside: Duration,
     /// For how long a port that was given back rests while another is free.
     pub port_rest: Duration,
     /// How many requests may wait.
@@ -66,11 +74,21 @@ impl Default for AllocatorOptions {
     fn default() -> Self {
         Self {
             usage_max_age: Duration::from_mins(5),
+            usage_required: false,
+            port_set_aside: Duration::from_hours(1),
             port_rest: Duration::from_mins(1),
             queue_limit: 4096,
             max_batch: 256,
             line_limit: 1000,
         }
+    }
+}
+
+impl AllocatorOptions {
+    /// What decisions depend on at a time.
+    #[must_use]
+    pub fn context(&self, now: OffsetDateTime) -> Context {
+        Context { now, usage_max_age: self.usage_max_age, usage_required: self.usage_required }
     }
 }
 
@@ -148,13 +166,15 @@ impl Allocator {
     /// [`Error`].
     pub async fn preview(&self, request: EnsureRequest) -> Result<EnsureAnswer, Error> {
         let (replica, pool) = self.fleet().await?;
+        let project = self.committed_project(&request.project_id).await?;
+        Ok(ensure::preview(replica.fleet(), project, &request, &self.options.context(pool.now))?)
+    }
+
+    /// What is committed for a project, as one that holds nothing where nothing is.
+    async fn committed_project(&self, id: &ProjectId) -> Result<Project, Error> {
         let mut conn = self.store.acquire().await?;
-        let ids = [request.project_id.to_string()];
-        let mut found = crate::store::placements::list_projects(&mut conn, &ids).await?;
-        let project = found
-            .remove(&request.project_id)
-            .map_or_else(|| Project::unplaced(request.project_id.clone()), |record| record.project);
-        Ok(ensure::preview(replica.fleet(), project, &request, &self.context(&pool))?)
+        let mut found = placements::list_projects(&mut conn, &[id.to_string()]).await?;
+        Ok(found.remove(id).map_or_else(|| Project::unplaced(id.clone()), |record| record.project))
     }
 
     /// Gives back what a project holds.
@@ -197,7 +217,7 @@ impl Allocator {
     /// [`Error`].
     pub async fn find_servers(&self, request: &FindRequest) -> Result<Explanation, Error> {
         let (replica, pool) = self.fleet().await?;
-        Ok(find_servers(replica.fleet(), request, &self.context(&pool)))
+        Ok(find_servers(replica.fleet(), request, &self.options.context(pool.now)))
     }
 
     /// Creates or replaces a server.
@@ -273,13 +293,35 @@ impl Allocator {
         Ok(plan_sync(replica.fleet(), request)?)
     }
 
+    /// What holds for every server that does not say otherwise.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn policy(&self) -> Result<FleetPolicy, Error> {
+        let mut conn = self.store.acquire().await?;
+        Ok(pools::find(&mut conn).await?.policy)
+    }
+
+    /// Changes that.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn update_policy(&self, patch: PolicyPatch, request_id: String) -> Result<FleetPolicy, Error> {
+        match self.submit(Request::UpdatePolicy(patch), request_id).await? {
+            Answer::Policy(policy) => Ok(policy),
+            answer => unreachable!("a change of the policy is answered by it, not by {answer:?}"),
+        }
+    }
+
     /// One server.
     ///
     /// # Errors
     /// [`Error`]; `SERVER_NOT_FOUND`.
     pub async fn find_server(&self, handle: &ServerHandle) -> Result<ServerRecord, Error> {
-        let mut conn = self.store.acquire().await?;
-        servers::find(&mut conn, handle).await?.ok_or_else(|| server_not_found(handle).into())
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        let found = servers::find(&mut snapshot, &pool.policy, handle).await?;
+        found.ok_or_else(|| server_not_found(handle).into())
     }
 
     /// A page of servers.
@@ -293,7 +335,7 @@ impl Allocator {
     ) -> Result<Listed<ServerRecord>, Error> {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
-        let items = servers::list(&mut snapshot, filter, page_size + 1).await?;
+        let items = servers::list(&mut snapshot, &pool.policy, filter, page_size + 1).await?;
         Ok(page(items, page_size, pool.last_sequence))
     }
 
@@ -354,14 +396,10 @@ impl Allocator {
         answer.await.map_err(|_| Error::ShuttingDown)?
     }
 
-    fn context(&self, pool: &pools::PoolState) -> Context {
-        Context { now: pool.now, usage_max_age: self.options.usage_max_age }
-    }
-
     fn view(&self, record: ProjectRecord) -> ProjectView {
-        let context = Context { now: record.now, usage_max_age: self.options.usage_max_age };
+        let context = self.options.context(record.now);
         let admitted =
-            admits(record.server_managed, record.server_status, record.server_observe_time, &context).is_ok();
+            admits(record.server_managed, record.server_status, record.server_report_time, &context).is_ok();
         ProjectView {
             project: record.project,
             server_address: record.server_address,

@@ -9,6 +9,7 @@ use crate::{
     domain::{
         Fleet,
         event::{Operation, ServerChange, ServerChanged},
+        policy::FleetPolicy,
     },
     store::{StoreError, events, pools::PoolState, ports, servers, waiters},
 };
@@ -26,6 +27,8 @@ pub struct Replica {
     edit_count: i64,
     /// Changes of servers that were made by hand, past the log; the next transaction tells the log.
     unlogged: Vec<ServerChanged>,
+    /// The same of the policy.
+    unlogged_policy: Option<FleetPolicy>,
 }
 
 impl Replica {
@@ -49,6 +52,7 @@ impl Replica {
     #[must_use]
     pub fn is_behind(&self, pool: &PoolState) -> bool {
         !self.unlogged.is_empty()
+            || self.unlogged_policy.is_some()
             || self.must_reload(pool)
             || pool.last_sequence != self.fleet.sequence()
             || pool.inventory_revision != self.inventory_revision
@@ -66,6 +70,17 @@ impl Replica {
     /// The changes by hand that the log does not know of.
     pub fn take_unlogged(&mut self) -> Vec<ServerChanged> {
         std::mem::take(&mut self.unlogged)
+    }
+
+    /// The same of the policy.
+    pub fn take_unlogged_policy(&mut self) -> Option<FleetPolicy> {
+        self.unlogged_policy.take()
+    }
+
+    /// Takes up the policy as the pool's row has it, which the log should have told.
+    fn take_policy(&mut self, pool: &PoolState) {
+        self.unlogged_policy =
+            self.fleet.set_policy(pool.policy).then_some(pool.policy).or(self.unlogged_policy);
     }
 
     fn must_reload(&self, pool: &PoolState) -> bool {
@@ -96,6 +111,7 @@ impl Replica {
             }
             folded => folded?,
         }
+        self.take_policy(pool);
         self.read_changed_servers(conn, pool.inventory_revision).await?;
         // The newest change may have been of a server that is gone by now.
         self.inventory_revision = self.inventory_revision.max(pool.inventory_revision);
@@ -114,8 +130,12 @@ impl Replica {
             }
             for entry in &entries {
                 self.fleet.apply(entry);
-                if let Operation::ServerChanged(told) = &entry.operation {
-                    self.unlogged.retain(|changed| changed.server.handle != told.server.handle);
+                match &entry.operation {
+                    Operation::ServerChanged(told) => {
+                        self.unlogged.retain(|changed| changed.server.handle != told.server.handle);
+                    }
+                    Operation::PolicyChanged(_) => self.unlogged_policy = None,
+                    _ => {}
                 }
             }
         }
@@ -134,7 +154,7 @@ impl Replica {
         if up_to_revision <= self.inventory_revision {
             return Ok(Vec::new());
         }
-        let records = servers::list_changed(conn, self.inventory_revision).await?;
+        let records = servers::list_changed(conn, self.fleet.policy(), self.inventory_revision).await?;
         for record in &records {
             self.inventory_revision = self.inventory_revision.max(record.row.revision);
             let changed = self.fleet.take_row(record.row.clone());
@@ -161,15 +181,20 @@ impl Replica {
             self.fold(conn, pool).await?;
         } else {
             self.unlogged.clear();
+            self.unlogged_policy = None;
         }
         let mut fleet = Fleet::default();
-        for record in servers::list_changed(conn, -1).await? {
+        fleet.set_policy(pool.policy);
+        if known {
+            self.take_policy(pool);
+        }
+        for record in servers::list_changed(conn, &pool.policy, -1).await? {
             fleet.load_row(record.row);
         }
         let mut rows = ports::list_all(conn);
         while let Some(row) = rows.next().await {
             let row = row?;
-            fleet.load_port(&row.server_handle, row.protocol, row.port, row.free_after, pool.now);
+            fleet.load_port(&row.server_handle, row.protocol, row.port, row.standing, pool.now);
         }
         drop(rows);
         for waiter in waiters::list_all(conn).await? {

@@ -2,7 +2,7 @@
 
 use super::{Api, PageToken, decode, encode, page_token, status::ApiError, token::filter_key};
 use crate::{
-    domain::{Reason, Refusal, placement::FoundServer},
+    domain::placement::{FoundServer, project_not_found},
     proto::v1,
     store::ports::{AllocationFilter, AllocationRecord},
 };
@@ -25,7 +25,7 @@ impl Api {
         };
         let (mut placement, mut allocations) = encode::project(&answer.view);
         if validate_only {
-            leave_out_what_is_not_written(placement.as_mut(), &mut allocations);
+            encode::leave_out_what_is_not_written(placement.as_mut(), &mut allocations);
         }
         Ok(v1::EnsureAllocationResponse {
             outcome: encode::outcome(answer.outcome).into(),
@@ -118,13 +118,7 @@ impl Api {
         let mut fields = decode::Fields::default();
         let id = decode::project_id(&mut fields, "project_id", &request.project_id);
         let id = fields.finish(id)?;
-        let view = self.allocator.find_project(id.clone()).await?.ok_or_else(|| {
-            Refusal::new(
-                Reason::ProjectNotFound,
-                format!("project `{id}` has no placement; `EnsureAllocation` makes one"),
-            )
-            .with("project_id", &id)
-        })?;
+        let view = self.allocator.find_project(id.clone()).await?.ok_or_else(|| project_not_found(&id))?;
         let (placement, allocations) = encode::project(&view);
         Ok(v1::GetPlacementResponse {
             placement,
@@ -168,18 +162,5 @@ fn candidate(found: &FoundServer) -> v1::Candidate {
         server: Some(encode::server_state(&found.state)),
         free: Some(encode::free(found.state.free())),
         score: found.score.measure(),
-    }
-}
-
-/// What is only planned has no id, no etag and no time; so that an answer reads alike, neither has what is committed already.
-fn leave_out_what_is_not_written(placement: Option<&mut v1::Placement>, allocations: &mut [v1::Allocation]) {
-    if let Some(placement) = placement {
-        placement.etag = String::new();
-        placement.create_time = None;
-        placement.update_time = None;
-    }
-    for allocation in allocations {
-        allocation.id = String::new();
-        allocation.create_time = None;
     }
 }

@@ -7,11 +7,14 @@ use crate::{
     domain::{
         Allocation, Disposition, PortRange, ProjectId, Protocol, ResourceRequest, Resources, Server,
         ServerHandle, ServerStatus,
-        event::{Event, LogEntry, ServerChange},
+        event::{Event, LogEntry, Relocated, Requested, ServerChange},
         fleet::ServerState,
         inventory,
         line::LeaveCause,
+        policy::FleetPolicy,
         request::{ModuleRequest, Strategy},
+        resources::PerResource,
+        server::{Observation, Observer},
     },
     proto::v1,
     store::servers::ServerRecord,
@@ -49,6 +52,25 @@ pub(super) fn free(amounts: Resources) -> v1::FreeResources {
     v1::FreeResources { cpu_millis: amounts.cpu_millis, ram_mb: amounts.ram_mb, disk_mb: amounts.disk_mb }
 }
 
+fn percentages(figures: PerResource<Option<i64>>) -> v1::Percentages {
+    // Percentages are at most ten thousand.
+    let figure = |figure: Option<i64>| figure.map(|figure| u32::try_from(figure).unwrap_or(0));
+    v1::Percentages { cpu: figure(figures.cpu), ram: figure(figures.ram), disk: figure(figures.disk) }
+}
+
+/// What holds for every server that does not say otherwise.
+pub(super) fn policy(policy: &FleetPolicy) -> v1::FleetPolicy {
+    let all = |figures: PerResource<i64>| {
+        let PerResource { cpu, ram, disk } = figures;
+        percentages(PerResource { cpu: Some(cpu), ram: Some(ram), disk: Some(disk) })
+    };
+    v1::FleetPolicy {
+        default_headroom: Some(resources(policy.headroom)),
+        default_headroom_percent: Some(all(policy.headroom_percent)),
+        overcommit_percent: Some(all(policy.overcommit_percent)),
+    }
+}
+
 fn protocol(protocol: Protocol) -> v1::Protocol {
     match protocol {
         Protocol::Tcp => v1::Protocol::Tcp,
@@ -71,7 +93,7 @@ fn strategy(strategy: Strategy) -> v1::PlacementStrategy {
     }
 }
 
-fn disposition(disposition: Disposition) -> v1::Disposition {
+pub(super) fn disposition(disposition: Disposition) -> v1::Disposition {
     match disposition {
         Disposition::Wait => v1::Disposition::Wait,
         Disposition::Operator => v1::Disposition::Operator,
@@ -130,6 +152,7 @@ pub(super) fn project(view: &ProjectView) -> (Option<v1::Placement>, Vec<v1::All
         etag: format!("p{}", placement.revision),
         create_time: Some(timestamp(placement.create_time)),
         update_time: Some(timestamp(placement.update_time)),
+        server_selector: placement.selector.clone(),
     };
     (Some(placement), allocations)
 }
@@ -147,7 +170,9 @@ fn bare_server(server: &Server, placement_count: i64) -> v1::Server {
         managed: Some(server.managed),
         labels: server.labels.clone(),
         capacity: Some(resources(server.capacity)),
-        headroom: Some(resources(server.headroom)),
+        headroom: (server.headroom != ResourceRequest::default()).then(|| resource_request(server.headroom)),
+        overcommit_percent: (!server.overcommit_percent.is_empty())
+            .then(|| percentages(server.overcommit_percent)),
         port_range: Some(port_range(server.port_range)),
         excluded_ports: server.excluded_ports.iter().copied().map(port_range).collect(),
         source: server.source.clone(),
@@ -156,9 +181,12 @@ fn bare_server(server: &Server, placement_count: i64) -> v1::Server {
     }
 }
 
-/// A server, but for its times.
-pub(super) fn server_state(state: &ServerState) -> v1::Server {
-    let observed = state.observed.as_ref().map(|observed| v1::ObservedUsage {
+fn observed_usage(observed: &Observation) -> v1::ObservedUsage {
+    let by = match observed.observer {
+        Observer::Host => v1::UsageObserver::Host,
+        Observer::Provider => v1::UsageObserver::Provider,
+    };
+    v1::ObservedUsage {
         usage: Some(v1::Usage {
             cpu_millis: observed.cpu_millis.map(|amount| u32::try_from(amount).unwrap_or(0)),
             ram_mb: observed.ram_mb.map(unsigned),
@@ -166,10 +194,16 @@ pub(super) fn server_state(state: &ServerState) -> v1::Server {
             listening_ports: observed.listening_ports.iter().copied().map(u32::from).collect(),
         }),
         observe_time: Some(timestamp(observed.observe_time)),
-    });
+        observer: by.into(),
+    }
+}
+
+/// A server, but for its times.
+pub(super) fn server_state(state: &ServerState) -> v1::Server {
     v1::Server {
         reserved: Some(resources(state.reserved)),
-        observed,
+        observed: state.observed.as_ref().map(observed_usage),
+        budget: Some(free(state.budget())),
         free: Some(free(state.free())),
         placement_count: u32::try_from(state.placement_count).unwrap_or(0),
         etag: inventory::etag(state),
@@ -218,6 +252,37 @@ fn left_line(cause: &LeaveCause) -> v1::left_line::Cause {
     }
 }
 
+fn requested(requested: &Requested) -> v1::Requested {
+    v1::Requested {
+        modules: requested.modules.iter().map(module_spec).collect(),
+        resources: Some(resource_request(requested.resources)),
+        server_handle: requested.server_handle.as_ref().map(ToString::to_string),
+        server_selector: requested.selector.clone(),
+        start_port: requested.start_port.map(u32::from),
+    }
+}
+
+fn relocated(entry: &LogEntry, relocated: &Relocated) -> v1::Relocated {
+    let from = &relocated.from_server_handle;
+    let released = entry.project_id.iter().flat_map(|project_id| {
+        relocated
+            .released
+            .iter()
+            .map(move |held| allocation(project_id, from, &relocated.from_server_address, held))
+    });
+    v1::Relocated {
+        from_server_handle: from.to_string(),
+        from_server_address: relocated.from_server_address.clone(),
+        to_server_handle: entry.server_handle.as_ref().map(ToString::to_string).unwrap_or_default(),
+        to_server_address: relocated.server_address.clone(),
+        reserved: Some(resources(relocated.reserved)),
+        released: released.collect(),
+        strategy: strategy(relocated.selected.strategy).into(),
+        free_before: Some(free(relocated.selected.free_before)),
+        free_after: Some(free(relocated.selected.free_after)),
+    }
+}
+
 /// The event at `index` of an operation; none where the operation has no such event.
 pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEvent> {
     let allocation_of = |address: &str, held: &Allocation| match (&entry.project_id, &entry.server_handle) {
@@ -226,10 +291,7 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
     };
     let handle = entry.server_handle.as_ref().map(ToString::to_string).unwrap_or_default();
     let detail = match entry.operation.events().get(index)? {
-        Event::Requested(requested) => v1::allocation_event::Detail::Requested(v1::Requested {
-            modules: requested.modules.iter().map(module_spec).collect(),
-            resources: Some(resource_request(requested.resources)),
-        }),
+        Event::Requested(requested) => v1::allocation_event::Detail::Requested(self::requested(requested)),
         Event::ServerSelected(ensured, selected) => {
             v1::allocation_event::Detail::ServerSelected(v1::ServerSelected {
                 server_handle: handle.clone(),
@@ -239,9 +301,9 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
                 free_after: Some(free(selected.free_after)),
             })
         }
-        Event::PortAllocated(ensured, held) => {
+        Event::PortAllocated { server_address, allocation } => {
             v1::allocation_event::Detail::PortAllocated(v1::PortAllocated {
-                allocation: allocation_of(&ensured.server_address, held),
+                allocation: allocation_of(server_address, allocation),
             })
         }
         Event::Completed(ensured) => v1::allocation_event::Detail::Completed(v1::Completed {
@@ -267,6 +329,19 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
                 .collect(),
             placement_removed: released.returned.is_some(),
         }),
+        Event::Relocated(relocated) => {
+            v1::allocation_event::Detail::Relocated(self::relocated(entry, relocated))
+        }
+        Event::PortSetAside(replaced) => v1::allocation_event::Detail::PortSetAside(v1::PortSetAside {
+            allocation: allocation_of(&replaced.server_address, &replaced.set_aside),
+            until: Some(timestamp(replaced.until)),
+            detail: replaced.detail.clone(),
+        }),
+        Event::PolicyChanged(changed) => {
+            v1::allocation_event::Detail::FleetPolicyChanged(v1::FleetPolicyChanged {
+                policy: Some(policy(&changed.policy)),
+            })
+        }
         Event::ServerChanged(changed) => v1::allocation_event::Detail::ServerChanged(v1::ServerChanged {
             changes: changed.changes.iter().map(|change| server_change(*change).into()).collect(),
             server: Some(bare_server(&changed.server, 0)),
@@ -291,4 +366,20 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
         request_id: entry.request_id.clone(),
         detail: Some(detail),
     })
+}
+
+/// What is only planned has no id, no etag and no time; so that an answer reads alike, neither has what is committed already.
+pub(super) fn leave_out_what_is_not_written(
+    placement: Option<&mut v1::Placement>,
+    allocations: &mut [v1::Allocation],
+) {
+    if let Some(placement) = placement {
+        placement.etag = String::new();
+        placement.create_time = None;
+        placement.update_time = None;
+    }
+    for allocation in allocations {
+        allocation.id = String::new();
+        allocation.create_time = None;
+    }
 }

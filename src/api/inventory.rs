@@ -139,6 +139,25 @@ impl Api {
         };
         Ok(synced(plan))
     }
+
+    pub(super) async fn policy(
+        &self,
+        _request: v1::GetFleetPolicyRequest,
+        _request_id: String,
+    ) -> Result<v1::GetFleetPolicyResponse, ApiError> {
+        let policy = self.allocator.policy().await?;
+        Ok(v1::GetFleetPolicyResponse { policy: Some(encode::policy(&policy)) })
+    }
+
+    pub(super) async fn update_policy(
+        &self,
+        request: v1::UpdateFleetPolicyRequest,
+        request_id: String,
+    ) -> Result<v1::UpdateFleetPolicyResponse, ApiError> {
+        let patch = decode::policy(request)?;
+        let policy = self.allocator.update_policy(patch, request_id).await?;
+        Ok(v1::UpdateFleetPolicyResponse { policy: Some(encode::policy(&policy)) })
+    }
 }
 
 fn synced(plan: SyncPlan) -> v1::SyncServersResponse {

@@ -6,6 +6,7 @@ mod allocations;
 mod decode;
 mod encode;
 mod inventory;
+mod relocations;
 pub mod request_id;
 pub mod status;
 pub mod token;
@@ -145,6 +146,20 @@ impl ResourceAllocator for Api {
         self.answer(request, Self::waiting).await
     }
 
+    async fn relocate_project(
+        &self,
+        request: Request<v1::RelocateProjectRequest>,
+    ) -> Result<Response<v1::RelocateProjectResponse>, Status> {
+        self.answer(request, Self::relocate).await
+    }
+
+    async fn report_port_in_use(
+        &self,
+        request: Request<v1::ReportPortInUseRequest>,
+    ) -> Result<Response<v1::ReportPortInUseResponse>, Status> {
+        self.answer(request, Self::port_in_use).await
+    }
+
     type WatchAllocationsStream = WatchResponses;
 
     async fn watch_allocations(
@@ -197,6 +212,27 @@ impl ServerInventory for Api {
         request: Request<v1::ReportUsageRequest>,
     ) -> Result<Response<v1::ReportUsageResponse>, Status> {
         self.answer(request, Self::report).await
+    }
+
+    async fn drain_server(
+        &self,
+        request: Request<v1::DrainServerRequest>,
+    ) -> Result<Response<v1::DrainServerResponse>, Status> {
+        self.answer(request, Self::drain).await
+    }
+
+    async fn get_fleet_policy(
+        &self,
+        request: Request<v1::GetFleetPolicyRequest>,
+    ) -> Result<Response<v1::GetFleetPolicyResponse>, Status> {
+        self.answer(request, Self::policy).await
+    }
+
+    async fn update_fleet_policy(
+        &self,
+        request: Request<v1::UpdateFleetPolicyRequest>,
+    ) -> Result<Response<v1::UpdateFleetPolicyResponse>, Status> {
+        self.answer(request, Self::update_policy).await
     }
 
     async fn sync_servers(

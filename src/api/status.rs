@@ -91,7 +91,7 @@ impl From<Refusal> for ApiError {
 #[must_use]
 pub fn code(reason: Reason) -> Code {
     match reason {
-        Reason::ServerNotFound | Reason::ProjectNotFound => Code::NotFound,
+        Reason::ServerNotFound | Reason::ProjectNotFound | Reason::ModuleNotFound => Code::NotFound,
         Reason::NoServers
         | Reason::NoAdmissibleServer
         | Reason::RequestExceedsFleet
@@ -161,6 +161,13 @@ impl Answer {
         }
         Status::with_error_details(self.code, message, details)
     }
+}
+
+/// What an error says where it is told beside others, in an answer that is no error itself.
+#[must_use]
+pub fn told(error: &Error) -> (&'static str, Disposition, String) {
+    let answer = allocator(error);
+    (answer.reason, answer.disposition, cut(answer.message, MAX_MESSAGE_BYTES))
 }
 
 /// The status of an error. Tokens that it carries are sealed with `tokens`; `epoch` is the history that they are of.

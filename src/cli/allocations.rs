@@ -76,7 +76,8 @@ fn ensure_text(answer: &EnsureAllocationResponse, dry_run: bool) -> String {
     placement_text(&headline, answer.placement.as_ref(), &answer.allocations)
 }
 
-fn placement_text(headline: &str, placement: Option<&Placement>, allocations: &[Allocation]) -> String {
+/// A placement and its ports.
+pub fn placement_text(headline: &str, placement: Option<&Placement>, allocations: &[Allocation]) -> String {
     let placement = placement.cloned().unwrap_or_default();
     format!(
         "{}: {headline}\nserver: {} at {}\nreserved: {}\n\n{}",

@@ -15,11 +15,14 @@ mod node_list;
 mod node_metrics;
 mod nodes;
 mod output;
+mod relocations;
 mod request;
 pub mod serve;
 mod servers;
+mod servers_drain;
 mod servers_file;
 mod servers_observe;
+mod servers_policy;
 mod servers_set;
 mod servers_sync;
 mod watch;
@@ -40,6 +43,7 @@ use self::{
     find::FindArgs,
     health::HealthArgs,
     migrate::MigrateArgs,
+    relocations::{PortInUseArgs, RelocateArgs},
     serve::ServeArgs,
     servers::ServersArgs,
     watch::WatchArgs,
@@ -73,6 +77,12 @@ enum Command {
     /// Show which server an ensure would choose now, and why not the others
     #[command(after_help = EXIT_CODES_HELP)]
     Find(FindArgs),
+    /// Move a project to another server, with all that it holds
+    #[command(after_help = EXIT_CODES_HELP)]
+    Relocate(RelocateArgs),
+    /// Report a module's port that something else uses on its host, and get another
+    #[command(after_help = EXIT_CODES_HELP)]
+    PortInUse(PortInUseArgs),
     /// Follow the progress events, one line each
     #[command(after_help = EXIT_CODES_HELP)]
     Watch(WatchArgs),
@@ -138,6 +148,8 @@ impl Command {
             Self::List(args) => Some(&mut args.client),
             Self::Get(args) => Some(&mut args.client),
             Self::Find(args) => Some(&mut args.client),
+            Self::Relocate(args) => Some(&mut args.client),
+            Self::PortInUse(args) => Some(&mut args.client),
             Self::Watch(args) => Some(&mut args.client),
             Self::Servers(args) => Some(&mut args.client),
             Self::Health(args) => Some(&mut args.client),
@@ -152,6 +164,8 @@ impl Command {
             Self::List(args) => block_on(allocations::list(args)),
             Self::Get(args) => block_on(allocations::get(args)),
             Self::Find(args) => block_on(find::find(args)),
+            Self::Relocate(args) => block_on(relocations::relocate(args)),
+            Self::PortInUse(args) => block_on(relocations::port_in_use(args)),
             Self::Watch(args) => block_on(watch::watch(args)),
             Self::Servers(args) => block_on(servers::servers(args)),
             Self::Health(args) => block_on(health::health(args)),

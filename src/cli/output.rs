@@ -11,7 +11,9 @@ use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{client::OutputFormat, error::CliError};
-use crate::proto::v1::{Allocation, FreeResources, Protocol, Resources, Server, ServerStatus};
+use crate::proto::v1::{
+    Allocation, FleetPolicy, FreeResources, Percentages, Protocol, Resources, Server, ServerStatus,
+};
 
 /// Prints an answer: its text, or the message itself as JSON.
 ///
@@ -154,6 +156,26 @@ pub fn resources(amounts: &Resources) -> String {
 /// What is free of each resource, with units.
 pub fn free_resources(free: &FreeResources) -> String {
     format!("{} MB RAM, {} MB disk, {} CPU millis", free.ram_mb, free.disk_mb, free.cpu_millis)
+}
+
+/// Figures in percent of each resource.
+pub fn percentages(figures: &Percentages) -> String {
+    let figures = [("RAM", figures.ram), ("disk", figures.disk), ("CPU", figures.cpu)];
+    let told: Vec<_> = figures
+        .iter()
+        .filter_map(|(name, figure)| figure.map(|figure| format!("{figure} % {name}")))
+        .collect();
+    told.join(", ")
+}
+
+/// What holds for every server that does not say otherwise.
+pub fn policy(policy: &FleetPolicy) -> String {
+    format!(
+        "default headroom: {}, and at least {}; over-commit: {}",
+        resources(&policy.default_headroom.unwrap_or_default()),
+        percentages(&policy.default_headroom_percent.unwrap_or_default()),
+        percentages(&policy.overcommit_percent.unwrap_or_default()),
+    )
 }
 
 /// A port as `8000/TCP`.

@@ -33,8 +33,9 @@ pub struct RequestArgs {
     strategy: Option<StrategyArg>,
 }
 
+/// A strategy by name.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum StrategyArg {
+pub enum StrategyArg {
     /// The most free RAM
     Spread,
     /// The tightest fit
@@ -55,10 +56,17 @@ impl RequestArgs {
 
     /// The strategy asked for.
     pub fn strategy(&self) -> PlacementStrategy {
-        match self.strategy {
+        StrategyArg::message(self.strategy)
+    }
+}
+
+impl StrategyArg {
+    /// As the request says it; unspecified where none is asked for.
+    pub fn message(strategy: Option<Self>) -> PlacementStrategy {
+        match strategy {
             None => PlacementStrategy::Unspecified,
-            Some(StrategyArg::Spread) => PlacementStrategy::Spread,
-            Some(StrategyArg::Binpack) => PlacementStrategy::Binpack,
+            Some(Self::Spread) => PlacementStrategy::Spread,
+            Some(Self::Binpack) => PlacementStrategy::Binpack,
         }
     }
 }

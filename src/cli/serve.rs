@@ -85,12 +85,15 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
         store: args.database.store_options(connect),
         allocator: AllocatorOptions {
             usage_max_age: args.placement.usage_max_age,
+            usage_required: args.placement.usage_required,
             port_rest: args.placement.port_rest,
+            port_set_aside: args.placement.port_set_aside,
             queue_limit: usize::try_from(args.placement.queue_limit)?,
             line_limit: usize::try_from(args.placement.line_limit)?,
             ..AllocatorOptions::default()
         },
         strategy: args.placement.strategy.into(),
+        policy: args.placement.policy(),
         inventory,
     };
     let running = tokio::select! {

@@ -9,15 +9,19 @@ use super::{
     error::CliError,
     output::{self, servers_table},
     request::parse_label,
+    servers_drain::{self, DrainArgs},
     servers_file::{self, ApplyArgs},
+    servers_policy::{self, PolicyArgs},
     servers_set::{self, SetArgs},
     servers_sync::{self, SyncArgs},
 };
 use crate::{
+    domain::resources::Resource,
     inventory_file::{parse_port_range, parse_status},
+    policy_figure::{PolicyFigure, overcommit},
     proto::v1::{
-        DeleteServerRequest, GetServerRequest, ListServersRequest, ListServersResponse, PortRange,
-        RegisterServerRequest, Resources, Server, ServerStatus,
+        DeleteServerRequest, GetServerRequest, ListServersRequest, ListServersResponse, Percentages,
+        PortRange, RegisterServerRequest, Resources, Server, ServerStatus, UsageObserver,
     },
 };
 
@@ -47,6 +51,12 @@ enum ServersCommand {
     Set(SetArgs),
     /// Remove a server that holds no placement
     Delete(DeleteArgs),
+    /// Move everything on a server elsewhere, or list where it would go
+    ///
+    /// Exit code 3 or 4 when a project could not go anywhere.
+    Drain(DrainArgs),
+    /// Show or change what holds for every server that does not say otherwise
+    Policy(PolicyArgs),
     /// Take the whole list of one source: create, update, and mark MISSING what it no longer lists
     ///
     /// The list is read from a file, or from a Prometheus node_exporter on each server, which tells usage as well. The
@@ -68,6 +78,8 @@ pub async fn servers(args: ServersArgs) -> Result<(), CliError> {
         ServersCommand::Set(args) => servers_set::set(args, client).await,
         ServersCommand::Delete(args) => delete(args, client).await,
         ServersCommand::Sync(args) => servers_sync::sync(*args, client).await,
+        ServersCommand::Drain(args) => servers_drain::drain(args, client).await,
+        ServersCommand::Policy(args) => servers_policy::policy(args, client).await,
     }
 }
 
@@ -87,15 +99,18 @@ struct RegisterArgs {
     /// What it has of CPU, in thousandths of a core; 0 when left out
     #[arg(long, value_name = "N")]
     cpu_millis: Option<u32>,
-    /// Memory kept free of placements, in MB
+    /// Memory kept free of placements, in MB; the fleet's default when left out
     #[arg(long, value_name = "N")]
     headroom_ram_mb: Option<u64>,
-    /// Disk kept free of placements, in MB
+    /// Disk kept free of placements, in MB; the fleet's default when left out
     #[arg(long, value_name = "N")]
     headroom_disk_mb: Option<u64>,
-    /// CPU kept free of placements, in thousandths of a core
+    /// CPU kept free of placements, in thousandths of a core; the fleet's default when left out
     #[arg(long, value_name = "N")]
     headroom_cpu_millis: Option<u32>,
+    /// How much may be reserved of what there is, such as cpu=4,ram=1.2; the fleet's ratio when left out
+    #[arg(long, value_name = "RESOURCE=RATIO", value_delimiter = ',', value_parser = overcommit)]
+    overcommit: Vec<PolicyFigure>,
     /// A label that requests select by; repeat it for more
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
     labels: Vec<(String, String)>,
@@ -129,7 +144,19 @@ impl From<RegisterArgs> for Server {
             ram_mb: args.headroom_ram_mb,
             disk_mb: args.headroom_disk_mb,
         };
+        let mut overcommit = Percentages::default();
+        for figure in args.overcommit {
+            if let PolicyFigure::OvercommitPercent(resource, percent) = figure {
+                let percent = u32::try_from(percent).ok();
+                match resource {
+                    Resource::Cpu => overcommit.cpu = percent,
+                    Resource::Ram => overcommit.ram = percent,
+                    Resource::Disk => overcommit.disk = percent,
+                }
+            }
+        }
         Self {
+            overcommit_percent: (overcommit != Percentages::default()).then_some(overcommit),
             handle: args.handle,
             address: args.address,
             status: args.status.unwrap_or_default().into(),
@@ -242,7 +269,11 @@ pub fn server_text(server: Option<&Server>) -> String {
             let usage =
                 Resources { cpu_millis: usage.cpu_millis, ram_mb: usage.ram_mb, disk_mb: usage.disk_mb };
             let time = output::timestamp(observed.observe_time.as_ref());
-            format!("{}, {ports}, at {time}", output::resources(&usage))
+            let by = match observed.observer() {
+                UsageObserver::Provider => ", by its source",
+                UsageObserver::Host | UsageObserver::Unspecified => "",
+            };
+            format!("{}, {ports}, at {time}{by}", output::resources(&usage))
         },
     );
     let ports: Vec<_> = server.port_range.into_iter().map(range_text).collect();
@@ -254,7 +285,9 @@ pub fn server_text(server: Option<&Server>) -> String {
         ("labels", output::labels(&server)),
         ("projects", server.placement_count.to_string()),
         ("capacity", amounts(server.capacity)),
-        ("headroom", amounts(server.headroom)),
+        ("headroom", server.headroom.as_ref().map_or_else(|| "the fleet's default".to_owned(), set_amounts)),
+        ("over-commit", output::percentages(&server.overcommit_percent.unwrap_or_default())),
+        ("budget", output::free_resources(&server.budget.unwrap_or_default())),
         ("reserved", amounts(server.reserved)),
         ("observed", observed),
         ("free", output::free_resources(&server.free.unwrap_or_default())),
@@ -269,6 +302,16 @@ pub fn server_text(server: Option<&Server>) -> String {
     let lines = lines.iter().filter(|(_, value)| !value.is_empty());
     let lines: Vec<_> = lines.map(|(name, value)| format!("{name:<12}{value}")).collect();
     lines.join("\n")
+}
+
+/// The amounts that are set, with units.
+fn set_amounts(amounts: &Resources) -> String {
+    let told = [
+        amounts.ram_mb.map(|amount| format!("{amount} MB RAM")),
+        amounts.disk_mb.map(|amount| format!("{amount} MB disk")),
+        amounts.cpu_millis.map(|amount| format!("{amount} CPU millis")),
+    ];
+    told.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn range_text(range: PortRange) -> String {

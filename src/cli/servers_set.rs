@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     inventory_file::{parse_port_range, parse_status},
+    policy_figure::{PolicyFigure, overcommit},
     proto::v1::{GetServerRequest, PortRange, Resources, Server, ServerStatus, UpdateServerRequest},
 };
 
@@ -28,6 +29,9 @@ Fields:
   managed=true|false
   ram_mb=N disk_mb=N cpu_millis=N                    the capacity; also written capacity.ram_mb=N
   headroom.ram_mb=N headroom.disk_mb=N headroom.cpu_millis=N
+                                                     =default takes the fleet's
+  overcommit.cpu=RATIO overcommit.ram=RATIO overcommit.disk=RATIO
+                                                     such as 4 or 1.5; =default takes the fleet's
   labels.KEY=VALUE                                   sets one label and keeps the others
   labels.KEY-                                        removes one label
   labels=KEY=VALUE,...                               replaces all labels; labels= removes them
@@ -84,6 +88,8 @@ enum Edit {
     Managed(bool),
     Capacity(Amount),
     Headroom(Amount),
+    HeadroomDefault(&'static str),
+    Overcommit { resource: &'static str, percent: Option<u32> },
     Label { key: String, value: Option<String> },
     Labels(BTreeMap<String, String>),
     PortRange(PortRange),
@@ -126,6 +132,8 @@ impl Edit {
             Self::Managed(_) => "managed".to_owned(),
             Self::Capacity(amount) => format!("capacity.{}", amount.field()),
             Self::Headroom(amount) => format!("headroom.{}", amount.field()),
+            Self::HeadroomDefault(field) => format!("headroom.{field}"),
+            Self::Overcommit { resource, .. } => format!("overcommit_percent.{resource}"),
             Self::Label { .. } | Self::Labels(_) => "labels".to_owned(),
             Self::PortRange(_) => "port_range".to_owned(),
             Self::ExcludedPorts(_) => "excluded_ports".to_owned(),
@@ -145,6 +153,16 @@ impl Edit {
             Self::Managed(managed) => server.managed = Some(managed),
             Self::Capacity(amount) => amount.apply(server.capacity.get_or_insert_default()),
             Self::Headroom(amount) => amount.apply(server.headroom.get_or_insert_default()),
+            // Named by the mask and not set: the fleet's default.
+            Self::HeadroomDefault(_) => {}
+            Self::Overcommit { resource, percent } => {
+                let figures = server.overcommit_percent.get_or_insert_default();
+                match resource {
+                    "cpu" => figures.cpu = percent,
+                    "ram" => figures.ram = percent,
+                    _ => figures.disk = percent,
+                }
+            }
             Self::Label { key, value: Some(value) } => drop(server.labels.insert(key, value)),
             Self::Label { key, value: None } => drop(server.labels.remove(&key)),
             Self::Labels(labels) => server.labels = labels,
@@ -202,7 +220,12 @@ fn parse_change(text: &str) -> Result<Edit, String> {
             Some(("labels", key)) if !key.is_empty() => {
                 Ok(Edit::Label { key: key.to_owned(), value: Some(value.to_owned()) })
             }
+            Some(("headroom", name)) if value == "default" => {
+                let amount = parse_amount(field, name, "0")?;
+                Ok(Edit::HeadroomDefault(amount.field()))
+            }
             Some(("headroom", name)) => parse_amount(field, name, value).map(Edit::Headroom),
+            Some(("overcommit", name)) => parse_overcommit(field, name, value),
             Some(("capacity", name)) => parse_amount(field, name, value).map(Edit::Capacity),
             Some(_) => Err(no_such_field(field)),
             None => parse_amount(field, field, value).map(Edit::Capacity),
@@ -220,6 +243,20 @@ fn parse_amount(field: &str, name: &str, value: &str) -> Result<Amount, String> 
     amount.ok_or_else(|| format!("`{value}` is no whole number that {field} can be"))
 }
 
+fn parse_overcommit(field: &str, name: &str, value: &str) -> Result<Edit, String> {
+    let Some(resource) = ["cpu", "ram", "disk"].into_iter().find(|resource| *resource == name) else {
+        return Err(no_such_field(field));
+    };
+    let percent = match value {
+        "default" => None,
+        ratio => match overcommit(&format!("{name}={ratio}"))? {
+            PolicyFigure::OvercommitPercent(_, percent) => u32::try_from(percent).ok(),
+            _ => None,
+        },
+    };
+    Ok(Edit::Overcommit { resource, percent })
+}
+
 fn no_such_field(field: &str) -> String {
     format!("there is no field `{field}` to set; `servers set --help` lists them")
 }
@@ -232,6 +269,7 @@ fn list<T>(text: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::v1::Percentages;
 
     fn edits(texts: &[&str]) -> Vec<Edit> {
         texts.iter().map(|text| parse_change(text).unwrap()).collect()
@@ -250,6 +288,9 @@ mod tests {
             "ram_mb=4096",
             "capacity.disk_mb=9000",
             "headroom.cpu_millis=250",
+            "headroom.ram_mb=default",
+            "overcommit.cpu=1.5",
+            "overcommit.ram=default",
             "labels=region=eu,disk=ssd",
             "port_range=2000-3000",
             "excluded_ports=2080-2090,2100",
@@ -263,8 +304,11 @@ mod tests {
             "excluded_ports",
             "external_id",
             "headroom.cpu_millis",
+            "headroom.ram_mb",
             "labels",
             "managed",
+            "overcommit_percent.cpu",
+            "overcommit_percent.ram",
             "port_range",
             "source",
             "status",
@@ -283,6 +327,7 @@ mod tests {
             labels: labels.into(),
             capacity: Some(Resources { ram_mb: Some(4096), disk_mb: Some(9000), cpu_millis: None }),
             headroom: Some(Resources { cpu_millis: Some(250), ..Resources::default() }),
+            overcommit_percent: Some(Percentages { cpu: Some(150), ..Percentages::default() }),
             port_range: Some(PortRange { start: 2000, end: 3000 }),
             excluded_ports: vec![PortRange { start: 2080, end: 2090 }, PortRange { start: 2100, end: 2100 }],
             source: "cloud".to_owned(),
@@ -320,6 +365,8 @@ mod tests {
             ("labels.=x", "no field `labels.`"),
             ("handle=web-2", "no field `handle`"),
             ("headroom.gpu=1", "no field `headroom.gpu`"),
+            ("overcommit.gpu=1", "no field `overcommit.gpu`"),
+            ("overcommit.cpu=0.5", "`0.5` is no ratio"),
             ("ram_mb=-1", "`-1` is no whole number that ram_mb can be"),
             ("cpu_millis=4294967296", "no whole number"),
             ("managed=yes", "neither true nor false"),

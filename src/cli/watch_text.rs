@@ -2,8 +2,8 @@
 
 use super::output;
 use crate::proto::v1::{
-    AllocationEvent, Completed, Failed, ModuleSpec, Protocol, Released, Requested, ServerChanged,
-    ServerSelected, Waiting, allocation_event::Detail,
+    AllocationEvent, Completed, Failed, ModuleSpec, PortSetAside, Protocol, Released, Relocated, Requested,
+    ServerChanged, ServerSelected, Waiting, allocation_event::Detail,
 };
 
 /// The line of an event.
@@ -24,6 +24,11 @@ pub fn event_line(event: &AllocationEvent) -> String {
         Some(Detail::Completed(completed)) => ("COMPLETED", completed_text(*completed)),
         Some(Detail::Failed(failed)) => ("FAILED", failed_text(failed)),
         Some(Detail::Released(released)) => ("RELEASED", released_text(released)),
+        Some(Detail::Relocated(relocated)) => ("RELOCATED", relocated_text(relocated)),
+        Some(Detail::PortSetAside(set_aside)) => ("PORT_SET_ASIDE", set_aside_text(set_aside)),
+        Some(Detail::FleetPolicyChanged(changed)) => {
+            ("FLEET_POLICY_CHANGED", output::policy(&changed.policy.unwrap_or_default()))
+        }
         Some(Detail::ServerChanged(changed)) => ("SERVER_CHANGED", changed_text(changed)),
         None => ("UNKNOWN", "an event of a newer service".to_owned()),
     };
@@ -90,6 +95,20 @@ fn released_text(released: &Released) -> String {
     format!("{}{place}", ports.join(", "))
 }
 
+fn relocated_text(relocated: &Relocated) -> String {
+    let Relocated { from_server_handle, to_server_handle, to_server_address, .. } = relocated;
+    let ports = output::count(relocated.released.len(), "port");
+    format!("from {from_server_handle} to {to_server_handle} at {to_server_address}, gives back {ports}")
+}
+
+fn set_aside_text(set_aside: &PortSetAside) -> String {
+    let allocation = set_aside.allocation.clone().unwrap_or_default();
+    let port = output::port(&allocation);
+    let until = output::timestamp(set_aside.until.as_ref());
+    let seen = if set_aside.detail.is_empty() { "in use on the host" } else { &set_aside.detail };
+    format!("{} {port} on {} until {until}: {seen}", allocation.module, allocation.server_handle)
+}
+
 fn changed_text(changed: &ServerChanged) -> String {
     let kinds: Vec<_> =
         changed.changes().map(|change| output::short_name(change.as_str_name(), "CHANGE_")).collect();
@@ -123,7 +142,7 @@ mod tests {
         let dns = ModuleSpec { name: "dns".to_owned(), port: Some(53), protocol: Protocol::Udp.into() };
         let resources = Some(Resources { ram_mb: Some(512), ..Resources::default() });
         insta::assert_snapshot!(
-            line(Detail::Requested(Requested { modules: vec![dns], resources })),
+            line(Detail::Requested(Requested { modules: vec![dns], resources, ..Requested::default() })),
             @"2026-01-01T00:00:00Z      17  shop  REQUESTED  dns:53/udp, 512 MB RAM"
         );
         let allocation = Some(Allocation {

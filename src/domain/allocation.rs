@@ -1,5 +1,7 @@
 //! What a project holds: one placement on one server, and one port for each of its modules.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -13,6 +15,10 @@ pub struct Placement {
     pub server_handle: ServerHandle,
     /// What is reserved there.
     pub reserved: Resources,
+    /// The labels that the project asked for when it was placed: a server that it is moved to must carry them too.
+    pub selector: BTreeMap<String, String>,
+    /// The lowest port that it asked for when it was placed.
+    pub start_port: Port,
     /// The log's number of the last operation that changed the placement.
     pub revision: i64,
     /// When the project was placed.
@@ -32,6 +38,9 @@ pub struct Allocation {
     pub protocol: Protocol,
     /// The port.
     pub port: Port,
+    /// Whether the module asked for this port and no other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// When the port was given.
     #[serde(with = "time::serde::timestamp::microseconds")]
     pub create_time: OffsetDateTime,

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use super::{
     Allocation, Disposition, Port, ProjectId, Reason, ResourceRequest, Resources, Server, ServerHandle,
     line::{LeaveCause, LeftLine, Waiting},
+    policy::FleetPolicy,
     request::{EnsureRequest, ModuleRequest, Strategy},
 };
 
@@ -35,6 +36,16 @@ impl LogEntry {
     pub fn last_sequence(&self) -> i64 {
         self.first_sequence + self.operation.event_count() - 1
     }
+
+    /// Whether the event at `index` is about the server: that of a move is about both.
+    #[must_use]
+    pub fn concerns(&self, index: usize, handle: &ServerHandle) -> bool {
+        let moved_away = match &self.operation {
+            Operation::Relocated(relocated) => index == 0 && relocated.from_server_handle == *handle,
+            _ => false,
+        };
+        moved_away || self.server_handle.as_ref() == Some(handle)
+    }
 }
 
 /// What was done.
@@ -46,12 +57,18 @@ pub enum Operation {
     Refused(Refused),
     /// A project gave back ports, and with the last one its capacity.
     Released(Released),
+    /// A project was moved to another server.
+    Relocated(Relocated),
+    /// A module's port was found in use on the host: it was set aside, and the module got another.
+    PortReplaced(PortReplaced),
     /// The inventory changed.
     ServerChanged(ServerChanged),
     /// A project took a place in line, or goes on standing there.
     Waiting(Box<Waiting>),
     /// A project left the line without being served.
     LeftLine(LeftLine),
+    /// The fleet's policy changed.
+    PolicyChanged(PolicyChanged),
 }
 
 /// What an ensure asked for, as the request named it.
@@ -159,6 +176,51 @@ pub struct Released {
     pub free_after: OffsetDateTime,
 }
 
+/// A project was moved to another server. The log names the new one beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Relocated {
+    /// The server that it left.
+    pub from_server_handle: ServerHandle,
+    /// That server's address.
+    pub from_server_address: String,
+    /// The new server's address.
+    pub server_address: String,
+    /// How the new server was chosen.
+    pub selected: Selected,
+    /// What is reserved for the project, there before and here now.
+    pub reserved: Resources,
+    /// The ports that were given back.
+    pub released: Vec<Allocation>,
+    /// Until when they rest.
+    #[serde(with = "time::serde::timestamp::microseconds")]
+    pub free_after: OffsetDateTime,
+    /// The ports that were given.
+    pub allocations: Vec<Allocation>,
+}
+
+/// A module's port was set aside, and the module got another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PortReplaced {
+    /// The server's address.
+    pub server_address: String,
+    /// The port that was found in use.
+    pub set_aside: Allocation,
+    /// Until when it is not given to anyone.
+    #[serde(with = "time::serde::timestamp::microseconds")]
+    pub until: OffsetDateTime,
+    /// Why it is set aside, in the words of whoever found it in use.
+    pub detail: String,
+    /// The port that the module got in its place.
+    pub allocation: Allocation,
+}
+
+/// The fleet's policy changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PolicyChanged {
+    /// The policy after the change.
+    pub policy: FleetPolicy,
+}
+
 /// What kind of change of the inventory it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -167,7 +229,7 @@ pub enum ServerChange {
     Registered,
     /// Its status or whether it is managed changed.
     Status,
-    /// Its capacity or headroom changed.
+    /// Its capacity, headroom or over-commit changed.
     Capacity,
     /// Another field changed.
     Updated,
@@ -196,7 +258,7 @@ impl ServerChanged {
         let fields = before.changed_fields(after);
         let kinds = [
             (ServerChange::Status, &["status", "managed"][..]),
-            (ServerChange::Capacity, &["capacity", "headroom"]),
+            (ServerChange::Capacity, &["capacity", "headroom", "overcommit_percent"]),
             (
                 ServerChange::Updated,
                 &["address", "labels", "port_range", "excluded_ports", "source", "external_id"],
@@ -219,19 +281,30 @@ pub enum Event<'a> {
     /// A server was chosen.
     ServerSelected(&'a Ensured, Selected),
     /// A module was given its port.
-    PortAllocated(&'a Ensured, &'a Allocation),
+    PortAllocated {
+        /// The server's address.
+        server_address: &'a str,
+        /// The port.
+        allocation: &'a Allocation,
+    },
     /// The ensure was committed.
     Completed(&'a Ensured),
     /// The ensure was refused.
     Failed(&'a Refused),
     /// Ports were given back.
     Released(&'a Released),
+    /// The project was moved.
+    Relocated(&'a Relocated),
+    /// A port was set aside.
+    PortSetAside(&'a PortReplaced),
     /// The inventory changed.
     ServerChanged(&'a ServerChanged),
     /// The project stands in line.
     Waiting(&'a Waiting),
     /// The project left the line.
     LeftLine(&'a LeftLine),
+    /// The fleet's policy changed.
+    PolicyChanged(&'a PolicyChanged),
 }
 
 impl Operation {
@@ -244,14 +317,24 @@ impl Operation {
                 let requested = ensured.served.is_none().then_some(&ensured.requested);
                 let mut events: Vec<_> = requested.map(Event::Requested).into_iter().collect();
                 events.extend(ensured.selected.map(|selected| Event::ServerSelected(ensured, selected)));
-                events.extend(
-                    ensured.allocations.iter().map(|allocation| Event::PortAllocated(ensured, allocation)),
-                );
+                events.extend(given(&ensured.server_address, &ensured.allocations));
                 events.push(Event::Completed(ensured));
                 events
             }
             Self::Refused(refused) => vec![Event::Requested(&refused.requested), Event::Failed(refused)],
             Self::Released(released) => vec![Event::Released(released)],
+            Self::Relocated(relocated) => {
+                let mut events = vec![Event::Relocated(relocated)];
+                events.extend(given(&relocated.server_address, &relocated.allocations));
+                events
+            }
+            Self::PortReplaced(replaced) => vec![
+                Event::PortSetAside(replaced),
+                Event::PortAllocated {
+                    server_address: &replaced.server_address,
+                    allocation: &replaced.allocation,
+                },
+            ],
             Self::ServerChanged(changed) => vec![Event::ServerChanged(changed)],
             Self::Waiting(waiting) => {
                 let requested = waiting.arrival.is_none().then_some(&waiting.request.requested);
@@ -263,22 +346,29 @@ impl Operation {
                 vec![Event::Failed(refused)]
             }
             Self::LeftLine(left) => vec![Event::LeftLine(left)],
+            Self::PolicyChanged(changed) => vec![Event::PolicyChanged(changed)],
         }
     }
 
     /// How many events there are: the width of the operation's span of numbers.
     #[must_use]
     pub fn event_count(&self) -> i64 {
+        let count = |allocations: &[Allocation]| i64::try_from(allocations.len()).unwrap_or(i64::MAX);
         match self {
             Self::Ensured(ensured) => {
-                let ports = i64::try_from(ensured.allocations.len()).unwrap_or(i64::MAX);
-                1 + i64::from(ensured.served.is_none()) + i64::from(ensured.selected.is_some()) + ports
+                let requested = i64::from(ensured.served.is_none());
+                1 + requested + i64::from(ensured.selected.is_some()) + count(&ensured.allocations)
             }
             Self::Waiting(waiting) => 1 + i64::from(waiting.arrival.is_none()),
-            Self::Refused(_) => 2,
-            Self::Released(_) | Self::ServerChanged(_) | Self::LeftLine(_) => 1,
+            Self::Relocated(relocated) => 1 + count(&relocated.allocations),
+            Self::Refused(_) | Self::PortReplaced(_) => 2,
+            Self::Released(_) | Self::ServerChanged(_) | Self::LeftLine(_) | Self::PolicyChanged(_) => 1,
         }
     }
+}
+
+fn given<'a>(server_address: &'a str, allocations: &'a [Allocation]) -> impl Iterator<Item = Event<'a>> {
+    allocations.iter().map(move |allocation| Event::PortAllocated { server_address, allocation })
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ use super::{
     event::{LogEntry, Operation, ServerChange, ServerChanged},
     line::Line,
     placement::{Context, filter::admits},
+    policy::{FleetPolicy, Terms},
     ports::ServerPorts,
-    server::Observation,
+    server::{Observation, Observer},
 };
 
 /// For how long the same refusal of the same project is not told again (contract, "AllocationEvent").
@@ -27,6 +28,8 @@ pub const REFUSAL_QUIET: Duration = Duration::seconds(10);
 pub struct ServerState {
     /// What its operators and its source set.
     pub server: Server,
+    /// What its capacity comes to under the fleet's policy.
+    pub terms: Terms,
     /// The sum over its placements.
     pub reserved: Resources,
     /// How many projects are placed on it.
@@ -46,8 +49,9 @@ pub struct ServerState {
 impl ServerState {
     /// A server that holds nothing.
     #[must_use]
-    pub fn empty(server: Server) -> Self {
+    pub fn empty(server: Server, policy: &FleetPolicy) -> Self {
         let mut state = Self {
+            terms: policy.terms(&server),
             server,
             reserved: Resources::ZERO,
             placement_count: 0,
@@ -61,6 +65,18 @@ impl ServerState {
         state
     }
 
+    /// What placements may take in all.
+    #[must_use]
+    pub fn budget(&self) -> Resources {
+        self.terms.budget()
+    }
+
+    /// When the host itself last reported its usage.
+    #[must_use]
+    pub fn host_report_time(&self) -> Option<OffsetDateTime> {
+        self.observed.as_ref().and_then(Observation::host_report_time)
+    }
+
     /// What could still be placed: capacity less headroom less the greater of reserved and observed (L21).
     #[must_use]
     pub fn free(&self) -> Resources {
@@ -71,9 +87,20 @@ impl ServerState {
     #[must_use]
     pub fn free_with(&self, more: Resources) -> Resources {
         let observed = self.observed.as_ref().map_or(Resources::ZERO, Observation::usage);
-        let free = self.server.budget() - (self.reserved + more).max(observed);
+        let free = self.budget() - (self.reserved + more).max(observed);
         self.kept.map_or(free, |kept| free - free.max(Resources::ZERO).zip(kept, i64::min))
     }
+}
+
+/// How a port stands that has a row in the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortStanding {
+    /// A module holds it.
+    Held,
+    /// It was given back, and rests until then while another is free.
+    Resting(OffsetDateTime),
+    /// It was found in use by something that is not ours, and is given to nobody until then.
+    SetAside(OffsetDateTime),
 }
 
 /// What is read of a server at once: all but its ports.
@@ -93,6 +120,7 @@ pub struct Fleet {
     by_handle: HashMap<ServerHandle, usize>,
     by_free_ram: BTreeSet<(Reverse<i64>, ServerHandle, usize)>,
     line: Line,
+    policy: FleetPolicy,
     recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
     refusals_cleaned: Option<OffsetDateTime>,
     sequence: i64,
@@ -124,6 +152,25 @@ impl Fleet {
     /// Keeps of a server's room up to so much for the first in line.
     pub(super) fn keep(&mut self, handle: &ServerHandle, kept: Option<Resources>) {
         self.change_quietly(handle, |state| state.kept = kept);
+    }
+
+    /// What holds for every server that does not say otherwise.
+    #[must_use]
+    pub fn policy(&self) -> &FleetPolicy {
+        &self.policy
+    }
+
+    /// Takes up another policy; tells whether it is another.
+    pub fn set_policy(&mut self, policy: FleetPolicy) -> bool {
+        if self.policy == policy {
+            return false;
+        }
+        self.policy = policy;
+        let handles: Vec<_> = self.by_handle.keys().cloned().collect();
+        for handle in handles {
+            self.change(&handle, |state| state.terms = policy.terms(&state.server));
+        }
+        true
     }
 
     /// How many servers there are.
@@ -182,15 +229,17 @@ impl Fleet {
                 self.servers.push(None);
                 self.servers.len() - 1
             });
-            let state = ServerState::empty(server);
+            let state = ServerState::empty(server, &self.policy);
             self.by_free_ram.insert((Reverse(state.free().ram_mb), handle.clone(), slot));
             self.servers[slot] = Some(state);
             self.line.touch(&handle);
             self.by_handle.insert(handle, slot);
             return;
         }
+        let terms = self.policy.terms(&server);
         self.change(&handle, |state| {
             state.server = server;
+            state.terms = terms;
             state.ports.block(&state.server, state.observed.as_ref());
         });
     }
@@ -235,18 +284,19 @@ impl Fleet {
         });
     }
 
-    /// Takes up a port as it was read: held, or resting until a time.
+    /// Takes up a port as it was read.
     pub fn load_port(
         &mut self,
         handle: &ServerHandle,
         protocol: Protocol,
         port: Port,
-        free_after: Option<OffsetDateTime>,
+        standing: PortStanding,
         now: OffsetDateTime,
     ) {
-        self.change(handle, |state| match free_after {
-            None => state.ports.take(protocol, port),
-            Some(free_after) => state.ports.give_back(protocol, port, free_after, now),
+        self.change(handle, |state| match standing {
+            PortStanding::Held => state.ports.take(protocol, port),
+            PortStanding::Resting(until) => state.ports.give_back(protocol, port, until, now),
+            PortStanding::SetAside(until) => state.ports.set_aside(protocol, port, until, now),
         });
     }
 
@@ -254,14 +304,16 @@ impl Fleet {
     #[must_use]
     pub fn admits(&self, handle: &ServerHandle, context: &Context) -> bool {
         self.get(handle).is_some_and(|state| {
-            let observe_time = state.observed.as_ref().map(|observed| observed.observe_time);
-            admits(state.server.managed, state.server.status, observe_time, context).is_ok()
+            admits(state.server.managed, state.server.status, state.host_report_time(), context).is_ok()
         })
     }
 
-    /// Takes up a usage report.
+    /// Takes up a usage report. A provider's figure stands in until the host itself reports (L22).
     pub fn observe(&mut self, handle: &ServerHandle, observation: Observation) {
         self.change(handle, |state| {
+            if observation.observer == Observer::Provider && state.host_report_time().is_some() {
+                return;
+            }
             state.observed = Some(observation);
             state.usage_stale = false;
             state.ports.block(&state.server, state.observed.as_ref());
@@ -304,6 +356,32 @@ impl Fleet {
                     }
                 });
             }
+            (Operation::Relocated(relocated), Some(handle)) => {
+                self.change(&relocated.from_server_handle, |state| {
+                    for Allocation { protocol, port, .. } in &relocated.released {
+                        state.ports.give_back(*protocol, *port, relocated.free_after, entry.event_time);
+                    }
+                    state.reserved -= relocated.reserved;
+                    state.placement_count -= 1;
+                });
+                self.change(handle, |state| {
+                    for Allocation { protocol, port, .. } in &relocated.allocations {
+                        state.ports.take(*protocol, *port);
+                    }
+                    state.reserved += relocated.reserved;
+                    state.placement_count += 1;
+                });
+            }
+            (Operation::PortReplaced(replaced), Some(handle)) => {
+                self.change(handle, |state| {
+                    let Allocation { protocol, port, .. } = replaced.set_aside;
+                    state.ports.set_aside(protocol, port, replaced.until, entry.event_time);
+                    state.ports.take(replaced.allocation.protocol, replaced.allocation.port);
+                });
+            }
+            (Operation::PolicyChanged(changed), _) => {
+                self.set_policy(changed.policy);
+            }
             (Operation::Refused(refused), _) => {
                 if let Some(project) = &entry.project_id {
                     self.note_refusal(project.clone(), refused.reason, entry.event_time);
@@ -319,8 +397,14 @@ impl Fleet {
                     self.change(&changed.server.handle, |state| state.usage_stale = true);
                 }
             }
-            // The schema of the log has a server on both.
-            (Operation::Ensured(_) | Operation::Released(_), None)
+            // The schema of the log has a server on all of these.
+            (
+                Operation::Ensured(_)
+                | Operation::Released(_)
+                | Operation::Relocated(_)
+                | Operation::PortReplaced(_),
+                None,
+            )
             // The line has folded these.
             | (Operation::Waiting(_) | Operation::LeftLine(_), _) => {}
         }

@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    Fleet, Reason, Refusal, Resources, Server, ServerHandle, ServerStatus, fleet::ServerState,
+    Fleet, Reason, Refusal, ResourceRequest, Resources, Server, ServerHandle, ServerStatus,
+    fleet::ServerState,
     ports::PortRange,
+    resources::{PerResource, Resource},
+    server::{Observation, Observer},
 };
 
 /// A server as a request describes it: `None` where the request leaves a field to what stands.
@@ -22,8 +25,10 @@ pub struct ServerSpec {
     pub labels: BTreeMap<String, String>,
     /// What it has.
     pub capacity: Resources,
-    /// What is kept free of placements.
-    pub headroom: Resources,
+    /// What is kept free of placements; `None`: the fleet's default.
+    pub headroom: ResourceRequest,
+    /// How much may be reserved for each hundred that there is; `None`: the fleet's.
+    pub overcommit_percent: PerResource<Option<i64>>,
     /// The ports that may be given.
     pub port_range: PortRange,
     /// Ports that are never given.
@@ -32,6 +37,8 @@ pub struct ServerSpec {
     pub source: String,
     /// The source's own name for it.
     pub external_id: Option<String>,
+    /// What the source sees in use, which stands in until the host itself reports (L22).
+    pub seed: Option<Observation>,
 }
 
 impl ServerSpec {
@@ -51,6 +58,7 @@ impl ServerSpec {
             labels: self.labels,
             capacity: self.capacity,
             headroom: self.headroom,
+            overcommit_percent: self.overcommit_percent,
             port_range: self.port_range,
             excluded_ports: self.excluded_ports,
             source: self.source,
@@ -71,9 +79,11 @@ pub struct ServerPatch {
     /// New labels, all of them.
     pub labels: Option<BTreeMap<String, String>>,
     /// A new capacity, resource by resource.
-    pub capacity: super::ResourceRequest,
-    /// A new headroom, resource by resource.
-    pub headroom: super::ResourceRequest,
+    pub capacity: ResourceRequest,
+    /// A new headroom of these resources, or the fleet's default for them.
+    pub headroom: Vec<(Resource, Option<i64>)>,
+    /// A new over-commit of these resources, or the fleet's.
+    pub overcommit_percent: Vec<(Resource, Option<i64>)>,
     /// A new port range.
     pub port_range: Option<PortRange>,
     /// New excluded ranges, all of them.
@@ -97,7 +107,12 @@ impl ServerPatch {
         set(&mut server.managed, self.managed);
         set(&mut server.labels, self.labels);
         server.capacity = self.capacity.or(server.capacity);
-        server.headroom = self.headroom.or(server.headroom);
+        for (resource, amount) in self.headroom {
+            *server.headroom.get_mut(resource) = amount;
+        }
+        for (resource, percent) in self.overcommit_percent {
+            *server.overcommit_percent.get_mut(resource) = percent;
+        }
         set(&mut server.port_range, self.port_range);
         set(&mut server.excluded_ports, self.excluded_ports);
         set(&mut server.source, self.source);
@@ -286,6 +301,34 @@ pub fn plan_sync(fleet: &Fleet, request: &SyncRequest) -> Result<SyncPlan, Refus
         return Err(sync_refused(request, newly_missing, present));
     }
     Ok(plan)
+}
+
+/// What a source's list says of usage, for the servers whose hosts never reported: `fleet` is as the sync has left it.
+#[must_use]
+pub fn sync_seeds(fleet: &Fleet, request: &SyncRequest) -> BTreeMap<ServerHandle, Observation> {
+    let seeded: Vec<_> =
+        request.servers.iter().filter_map(|spec| Some((spec, spec.seed.as_ref()?))).collect();
+    if seeded.is_empty() {
+        return BTreeMap::new();
+    }
+    let own: Vec<&ServerState> = fleet.iter().filter(|state| state.server.source == request.source).collect();
+    let by_external_id: BTreeMap<&str, &ServerState> =
+        own.iter().filter_map(|state| state.server.external_id.as_deref().map(|id| (id, *state))).collect();
+    let by_handle: BTreeMap<&ServerHandle, &ServerState> =
+        own.iter().map(|state| (&state.server.handle, *state)).collect();
+    let server_of = |spec: &ServerSpec| {
+        let by_id = spec.external_id.as_deref().and_then(|id| by_external_id.get(id));
+        by_id.or_else(|| by_handle.get(&spec.handle)).copied()
+    };
+    let unreported = |state: &&ServerState| {
+        state.observed.as_ref().is_none_or(|observed| observed.observer == Observer::Provider)
+    };
+    seeded
+        .into_iter()
+        .filter_map(|(spec, seed)| {
+            server_of(spec).filter(unreported).map(|state| (state.server.handle.clone(), seed.clone()))
+        })
+        .collect()
 }
 
 fn update(standing: &Server, spec: ServerSpec) -> SyncAction {

@@ -11,6 +11,7 @@ pub mod ids;
 pub mod inventory;
 pub mod line;
 pub mod placement;
+pub mod policy;
 pub mod port_set;
 pub mod ports;
 pub mod refusal;

@@ -107,6 +107,8 @@ pub struct PortGrant {
     pub protocol: Protocol,
     /// The port.
     pub port: Port,
+    /// Whether the module asked for this port and no other.
+    pub pinned: bool,
 }
 
 /// Why an explicit port cannot be had.
@@ -116,6 +118,8 @@ pub enum TakenCause {
     Allocated,
     /// The host reports that something listens on it.
     ListenedOn,
+    /// A worker found it in use on the host a while ago.
+    SetAside,
     /// It is in one of the server's excluded ranges.
     Excluded,
     /// It is outside the server's range.
@@ -129,6 +133,7 @@ impl TakenCause {
         match self {
             Self::Allocated => "ALLOCATED",
             Self::ListenedOn => "LISTENED_ON",
+            Self::SetAside => "SET_ASIDE",
             Self::Excluded => "EXCLUDED",
             Self::OutOfRange => "OUT_OF_RANGE",
         }
@@ -140,6 +145,7 @@ impl TakenCause {
         match self {
             Self::Allocated => "is allocated to a project",
             Self::ListenedOn => "is listened on by something that is not ours",
+            Self::SetAside => "is set aside, for it was found in use on the host",
             Self::Excluded => "is in an excluded range",
             Self::OutOfRange => "is outside the server's port range",
         }
@@ -184,6 +190,8 @@ pub struct ServerPorts {
     listened_on: PortSet,
     /// Given back a short while ago, until when: taken only where no other is free (L19).
     resting: BTreeMap<(Protocol, Port), OffsetDateTime>,
+    /// Found in use on the host by something that is not ours, until when: given to nobody (L18).
+    set_aside: BTreeMap<(Protocol, Port), OffsetDateTime>,
 }
 
 impl ServerPorts {
@@ -221,6 +229,17 @@ impl ServerPorts {
     pub fn take(&mut self, protocol: Protocol, port: Port) {
         self.held_mut(protocol).insert(port.0);
         self.resting.remove(&(protocol, port));
+        self.set_aside.remove(&(protocol, port));
+    }
+
+    /// Marks a port as given to nobody until then. Those whose time ended by `now` are forgotten on the way.
+    pub fn set_aside(&mut self, protocol: Protocol, port: Port, until: OffsetDateTime, now: OffsetDateTime) {
+        self.held_mut(protocol).remove(port.0);
+        self.resting.remove(&(protocol, port));
+        self.set_aside.retain(|_, until| *until > now);
+        if until > now {
+            self.set_aside.insert((protocol, port), until);
+        }
     }
 
     /// Marks a port as given back, to rest until `free_after`. Those whose rest ended by `now` are forgotten now and then.
@@ -250,6 +269,10 @@ impl ServerPorts {
         self.resting.get(&(protocol, port)).is_some_and(|free_after| *free_after > now)
     }
 
+    fn is_set_aside(&self, protocol: Protocol, port: Port, now: OffsetDateTime) -> bool {
+        self.set_aside.get(&(protocol, port)).is_some_and(|until| *until > now)
+    }
+
     /// A port for each module, in their order: explicit ones as asked, the others the lowest free at or above `start`.
     ///
     /// # Errors
@@ -267,7 +290,7 @@ impl ServerPorts {
             let Some(port) = module.port else { continue };
             let protocol = module.protocol.unwrap_or(Protocol::Tcp);
             let twice = granted.contains(&(protocol, port)).then_some(TakenCause::Allocated);
-            if let Some(cause) = self.why_taken(server, protocol, port).or(twice) {
+            if let Some(cause) = self.why_taken(server, protocol, port, now).or(twice) {
                 return Err(PortShortage::Taken { module: module.name.clone(), port, protocol, cause });
             }
             granted.push((protocol, port));
@@ -290,13 +313,24 @@ impl ServerPorts {
                 granted.push((protocol, port));
                 port
             };
-            grants.push(PortGrant { module: module.name.clone(), protocol, port });
+            grants.push(PortGrant {
+                module: module.name.clone(),
+                protocol,
+                port,
+                pinned: module.port.is_some(),
+            });
         }
         Ok(grants)
     }
 
     /// An explicit port may rest: there is no other to take in its place.
-    fn why_taken(&self, server: &Server, protocol: Protocol, port: Port) -> Option<TakenCause> {
+    fn why_taken(
+        &self,
+        server: &Server,
+        protocol: Protocol,
+        port: Port,
+        now: OffsetDateTime,
+    ) -> Option<TakenCause> {
         let is_ours = self.tcp.contains(port.0) || self.udp.contains(port.0);
         if !server.port_range.contains(port) {
             Some(TakenCause::OutOfRange)
@@ -306,6 +340,8 @@ impl ServerPorts {
             Some(TakenCause::ListenedOn)
         } else if self.excluded.contains(port.0) {
             Some(TakenCause::Excluded)
+        } else if self.is_set_aside(protocol, port, now) {
+            Some(TakenCause::SetAside)
         } else {
             None
         }
@@ -331,7 +367,7 @@ impl ServerPorts {
         while let Some(port) =
             lowest_outside(from, range.end.0, |index| self.taken(protocol, index)).map(Port)
         {
-            if !granted.contains(&(protocol, port)) {
+            if !granted.contains(&(protocol, port)) && !self.is_set_aside(protocol, port, now) {
                 if !self.rests(protocol, port, now) {
                     return Some(port);
                 }

@@ -52,6 +52,8 @@ pub enum Reason {
     ServerNotFound,
     /// The project has no placement.
     ProjectNotFound,
+    /// The project has no module of that name.
+    ModuleNotFound,
     /// The inventory is empty.
     NoServers,
     /// Servers exist, none admits work.
@@ -97,6 +99,7 @@ impl Reason {
         match self {
             Self::ServerNotFound => "SERVER_NOT_FOUND",
             Self::ProjectNotFound => "PROJECT_NOT_FOUND",
+            Self::ModuleNotFound => "MODULE_NOT_FOUND",
             Self::NoServers => "NO_SERVERS",
             Self::NoAdmissibleServer => "NO_ADMISSIBLE_SERVER",
             Self::RequestExceedsFleet => "REQUEST_EXCEEDS_FLEET",
@@ -132,6 +135,7 @@ impl Reason {
             Self::UsageStale => Disposition::Technical,
             Self::ServerNotFound
             | Self::ProjectNotFound
+            | Self::ModuleNotFound
             | Self::NoMatchingServer
             | Self::PlacedElsewhere
             | Self::PortTaken
@@ -199,9 +203,10 @@ mod tests {
     use super::*;
 
     /// The contract's table, and what `error_reason.proto` adds to it for the inventory.
-    const CONTRACT: [(Reason, &str, Disposition); 20] = [
+    const CONTRACT: [(Reason, &str, Disposition); 21] = [
         (Reason::ServerNotFound, "SERVER_NOT_FOUND", Disposition::Caller),
         (Reason::ProjectNotFound, "PROJECT_NOT_FOUND", Disposition::Caller),
+        (Reason::ModuleNotFound, "MODULE_NOT_FOUND", Disposition::Caller),
         (Reason::NoServers, "NO_SERVERS", Disposition::Operator),
         (Reason::NoAdmissibleServer, "NO_ADMISSIBLE_SERVER", Disposition::Operator),
         (Reason::RequestExceedsFleet, "REQUEST_EXCEEDS_FLEET", Disposition::Operator),

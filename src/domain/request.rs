@@ -87,6 +87,34 @@ pub struct ReleaseRequest {
     pub modules: Vec<ModuleName>,
 }
 
+/// Move a placed project to another server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelocateRequest {
+    /// The project.
+    pub project_id: ProjectId,
+    /// This server or a refusal; `None`: the best of the others.
+    pub server_handle: Option<ServerHandle>,
+    /// Only while it is placed here, so that a repeat does not move it twice.
+    pub from_server_handle: Option<ServerHandle>,
+    /// Which of the servers that fit is chosen.
+    pub strategy: Strategy,
+}
+
+/// A module's port was found in use on its host by something that is not ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortInUseReport {
+    /// The project.
+    pub project_id: ProjectId,
+    /// The module.
+    pub module: ModuleName,
+    /// The port.
+    pub port: Port,
+    /// The lowest port to consider for another one.
+    pub start_port: Port,
+    /// What was seen, in the worker's words.
+    pub detail: String,
+}
+
 /// Rank the servers for a project that is not placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FindRequest {

@@ -136,6 +136,62 @@ impl SubAssign for Resources {
     }
 }
 
+/// A figure for each resource that is no amount of it, such as a share in percent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PerResource<T> {
+    /// Of processor time.
+    pub cpu: T,
+    /// Of memory.
+    pub ram: T,
+    /// Of disk.
+    pub disk: T,
+}
+
+impl<T: Copy> PerResource<T> {
+    /// The same figure for each.
+    #[must_use]
+    pub const fn all(figure: T) -> Self {
+        Self { cpu: figure, ram: figure, disk: figure }
+    }
+
+    /// The figure of one resource.
+    #[must_use]
+    pub fn get(&self, resource: Resource) -> T {
+        match resource {
+            Resource::Ram => self.ram,
+            Resource::Disk => self.disk,
+            Resource::Cpu => self.cpu,
+        }
+    }
+
+    /// The figure of one resource, to change it.
+    pub fn get_mut(&mut self, resource: Resource) -> &mut T {
+        match resource {
+            Resource::Ram => &mut self.ram,
+            Resource::Disk => &mut self.disk,
+            Resource::Cpu => &mut self.cpu,
+        }
+    }
+}
+
+impl PerResource<Option<i64>> {
+    /// The figures, with `default` where there is none.
+    #[must_use]
+    pub fn or(self, default: PerResource<i64>) -> PerResource<i64> {
+        PerResource {
+            cpu: self.cpu.unwrap_or(default.cpu),
+            ram: self.ram.unwrap_or(default.ram),
+            disk: self.disk.unwrap_or(default.disk),
+        }
+    }
+
+    /// Whether there is none at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What a request asks for; `None` where it leaves the amount to its reader. Absent and zero differ (L31).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceRequest {
@@ -151,6 +207,25 @@ pub struct ResourceRequest {
 }
 
 impl ResourceRequest {
+    /// All of the amounts.
+    #[must_use]
+    pub fn of(amounts: Resources) -> Self {
+        Self {
+            cpu_millis: Some(amounts.cpu_millis),
+            ram_mb: Some(amounts.ram_mb),
+            disk_mb: Some(amounts.disk_mb),
+        }
+    }
+
+    /// One of the amounts, to change it.
+    pub fn get_mut(&mut self, resource: Resource) -> &mut Option<i64> {
+        match resource {
+            Resource::Ram => &mut self.ram_mb,
+            Resource::Disk => &mut self.disk_mb,
+            Resource::Cpu => &mut self.cpu_millis,
+        }
+    }
+
     /// The amounts asked for, with `default` where none is.
     #[must_use]
     pub fn or(self, default: Resources) -> Resources {

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use super::{
     ids::ServerHandle,
     ports::{Port, PortRange},
-    resources::Resources,
+    resources::{PerResource, ResourceRequest, Resources},
 };
 
 /// What a server is. `Ready` includes what callers see as `IN_USE`: a ready server with placements.
@@ -74,8 +74,11 @@ pub struct Server {
     pub labels: BTreeMap<String, String>,
     /// What it has.
     pub capacity: Resources,
-    /// What is kept free of placements.
-    pub headroom: Resources,
+    /// What is kept free of placements; `None`: the fleet's default.
+    pub headroom: ResourceRequest,
+    /// How much may be reserved for each hundred that there is, in percent; `None`: the fleet's.
+    #[serde(default, skip_serializing_if = "PerResource::is_empty")]
+    pub overcommit_percent: PerResource<Option<i64>>,
     /// The ports that may be given.
     pub port_range: PortRange,
     /// Ports of either protocol that are never given.
@@ -87,12 +90,6 @@ pub struct Server {
 }
 
 impl Server {
-    /// What placements may take in all.
-    #[must_use]
-    pub fn budget(&self) -> Resources {
-        self.capacity - self.headroom
-    }
-
     /// The names of the fields that differ between the two.
     #[must_use]
     pub fn changed_fields(&self, other: &Self) -> Vec<&'static str> {
@@ -103,6 +100,7 @@ impl Server {
             ("labels", self.labels != other.labels),
             ("capacity", self.capacity != other.capacity),
             ("headroom", self.headroom != other.headroom),
+            ("overcommit_percent", self.overcommit_percent != other.overcommit_percent),
             ("port_range", self.port_range != other.port_range),
             ("excluded_ports", self.excluded_ports != other.excluded_ports),
             ("source", self.source != other.source),
@@ -112,9 +110,20 @@ impl Server {
     }
 }
 
+/// Who saw what a server uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observer {
+    /// The host itself, which is to report again and again.
+    Host,
+    /// The source that lists it. Its figure stands in until the host itself reports (L22), and does not grow stale.
+    Provider,
+}
+
 /// The latest usage report of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Observation {
+    /// Who saw it.
+    pub observer: Observer,
     /// Processor time in use, in thousandths of a core, where it was reported.
     pub cpu_millis: Option<i64>,
     /// Memory in use, in megabytes, where it was reported.
@@ -128,6 +137,12 @@ pub struct Observation {
 }
 
 impl Observation {
+    /// When the host itself reported; none where it did not.
+    #[must_use]
+    pub fn host_report_time(&self) -> Option<OffsetDateTime> {
+        (self.observer == Observer::Host).then_some(self.observe_time)
+    }
+
     /// What is in use; nothing where it was not reported, so that what is reserved decides.
     #[must_use]
     pub fn usage(&self) -> Resources {

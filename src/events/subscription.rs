@@ -39,9 +39,10 @@ pub struct Filter {
 }
 
 impl Filter {
-    fn passes(&self, entry: &LogEntry) -> bool {
+    /// Whether the event at `index` of the operation is wanted.
+    fn passes(&self, entry: &LogEntry, index: usize) -> bool {
         self.project_id.as_ref().is_none_or(|id| entry.project_id.as_ref() == Some(id))
-            && self.server_handle.as_ref().is_none_or(|handle| entry.server_handle.as_ref() == Some(handle))
+            && self.server_handle.as_ref().is_none_or(|handle| entry.concerns(index, handle))
     }
 }
 
@@ -274,15 +275,16 @@ impl Watcher {
     /// Sends the events of an operation that are after the position and pass the filter.
     async fn send(&mut self, entry: Arc<LogEntry>) -> Result<(), Ended> {
         let last = entry.last_sequence();
-        if self.filter.passes(&entry) {
-            let count = usize::try_from(entry.operation.event_count()).unwrap_or_default();
-            for index in 0..count {
-                let message = Message::Event { entry: Arc::clone(&entry), index };
-                let sequence = message.sequence();
-                if sequence > self.position {
-                    self.hand_over(message).await?;
-                    self.position = sequence;
-                }
+        let count = usize::try_from(entry.operation.event_count()).unwrap_or_default();
+        for index in 0..count {
+            if !self.filter.passes(&entry, index) {
+                continue;
+            }
+            let message = Message::Event { entry: Arc::clone(&entry), index };
+            let sequence = message.sequence();
+            if sequence > self.position {
+                self.hand_over(message).await?;
+                self.position = sequence;
             }
         }
         self.position = self.position.max(last);

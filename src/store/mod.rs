@@ -10,6 +10,7 @@ pub mod pools;
 pub mod ports;
 pub mod servers;
 pub mod waiters;
+pub mod usage;
 
 use std::time::Duration;
 

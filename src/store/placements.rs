@@ -1,14 +1,19 @@
 //! The tables `placements` and `port_allocations` seen by project: what each one holds.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{StoreError, ports::protocol_from_column, servers::status_from_column};
+use super::{
+    StoreError,
+    ports::{port_from_column, protocol_from_column},
+    servers::status_from_column,
+};
 use crate::domain::{
-    Allocation, ModuleName, Placement, Port, Project, ProjectId, Resources, ServerHandle, ServerStatus,
+    Allocation, ModuleName, Placement, Project, ProjectId, Resources, ServerHandle, ServerStatus,
+    ports::DEFAULT_START_PORT,
 };
 
 /// What a project holds, with what its answer tells of its server, all of one snapshot.
@@ -22,8 +27,8 @@ pub struct ProjectRecord {
     pub server_managed: bool,
     /// Its server's status.
     pub server_status: ServerStatus,
-    /// When its server last reported its usage.
-    pub server_observe_time: Option<OffsetDateTime>,
+    /// When its server's host last reported its usage.
+    pub server_report_time: Option<OffsetDateTime>,
     /// The number of the newest event.
     pub last_sequence: i64,
     /// The database's time.
@@ -34,7 +39,7 @@ struct Row {
     server_address: String,
     server_managed: bool,
     server_status: String,
-    server_observe_time: Option<OffsetDateTime>,
+    server_report_time: Option<OffsetDateTime>,
     last_sequence: i64,
     now: OffsetDateTime,
     project_id: String,
@@ -42,6 +47,8 @@ struct Row {
     reserved_cpu_millis: i64,
     reserved_ram_mb: i64,
     reserved_disk_mb: i64,
+    server_selector: Option<Json<BTreeMap<String, String>>>,
+    start_port: Option<i32>,
     revision: i64,
     create_time: OffsetDateTime,
     update_time: OffsetDateTime,
@@ -49,6 +56,7 @@ struct Row {
     modules: Vec<String>,
     protocols: Vec<String>,
     ports: Vec<i32>,
+    pinned: Vec<bool>,
     times: Vec<OffsetDateTime>,
 }
 
@@ -63,11 +71,12 @@ pub async fn list_projects(
     let rows = sqlx::query_as!(
         Row,
         r#"
-        SELECT p.project_id, p.server_handle, p.reserved_cpu_millis, p.reserved_ram_mb, p.reserved_disk_mb, p.revision,
+        SELECT p.project_id, p.server_handle, p.reserved_cpu_millis, p.reserved_ram_mb, p.reserved_disk_mb,
+               p.server_selector AS "server_selector: Json<BTreeMap<String, String>>", p.start_port, p.revision,
                p.create_time, p.update_time, held.ids AS "ids!", held.modules AS "modules!", held.protocols AS "protocols!",
-               held.ports AS "ports!", held.times AS "times!",
+               held.ports AS "ports!", held.pinned AS "pinned!", held.times AS "times!",
                s.address AS server_address, s.managed AS server_managed, s.status::text AS "server_status!",
-               s.observe_time AS server_observe_time, pool.last_sequence, clock_timestamp() AS "now!"
+               CASE WHEN s.observed_by_host THEN s.observe_time END AS server_report_time, pool.last_sequence, clock_timestamp() AS "now!"
         FROM unnest($1::text[]) AS asked (project_id)
         JOIN placements p ON p.project_id = asked.project_id
         JOIN servers s ON s.handle = p.server_handle
@@ -77,6 +86,7 @@ pub async fn list_projects(
                    coalesce(array_agg(a.module ORDER BY a.module), '{}') AS modules,
                    coalesce(array_agg(a.protocol::text ORDER BY a.module), '{}') AS protocols,
                    coalesce(array_agg(a.port ORDER BY a.module), '{}') AS ports,
+                   coalesce(array_agg(a.pinned ORDER BY a.module), '{}') AS pinned,
                    coalesce(array_agg(a.create_time ORDER BY a.module), '{}') AS times
             FROM port_allocations a WHERE a.project_id = p.project_id
         ) AS held
@@ -90,23 +100,49 @@ pub async fn list_projects(
         .collect()
 }
 
+/// Reads which projects are placed on a server, ordered by id, up to `limit` of them. Every project that is placed holds a port,
+/// and ports are found by server.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_on_server(
+    conn: &mut PgConnection,
+    handle: &ServerHandle,
+    limit: i64,
+) -> Result<Vec<ProjectId>, StoreError> {
+    let ids = sqlx::query_scalar!(
+        r#"
+        SELECT DISTINCT project_id AS "project_id!" FROM port_allocations
+        WHERE server_handle = $1 AND project_id IS NOT NULL ORDER BY project_id LIMIT $2
+        "#,
+        handle.as_str(),
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    ids.into_iter()
+        .map(|id| {
+            ProjectId::parse(&id).map_err(|error| StoreError::inconsistent("port_allocations", id, error))
+        })
+        .collect()
+}
+
 impl TryFrom<Row> for ProjectRecord {
     type Error = StoreError;
 
     fn try_from(row: Row) -> Result<Self, StoreError> {
         let broken =
             |problem: String| StoreError::inconsistent("placements", row.project_id.clone(), problem);
-        let columns = row.ids.iter().zip(&row.modules).zip(&row.protocols).zip(&row.ports).zip(&row.times);
+        let columns = row.ids.iter().zip(&row.modules).zip(&row.protocols).zip(&row.ports);
+        let columns = columns.zip(&row.pinned).zip(&row.times);
         let mut allocations = Vec::with_capacity(row.ids.len());
-        for ((((id, module), protocol), port), create_time) in columns {
+        for (((((id, module), protocol), port), pinned), create_time) in columns {
             allocations.push(Allocation {
                 id: *id,
                 module: ModuleName::parse(module).map_err(|error| broken(format!("module: {error}")))?,
                 protocol: protocol_from_column(protocol).ok_or_else(|| broken("protocol".to_owned()))?,
-                port: u32::try_from(*port)
-                    .ok()
-                    .and_then(|port| Port::try_from(port).ok())
-                    .ok_or_else(|| broken("port".to_owned()))?,
+                port: port_from_column(*port).ok_or_else(|| broken("port".to_owned()))?,
+                pinned: *pinned,
                 create_time: *create_time,
             });
         }
@@ -117,6 +153,11 @@ impl TryFrom<Row> for ProjectRecord {
                 cpu_millis: row.reserved_cpu_millis,
                 ram_mb: row.reserved_ram_mb,
                 disk_mb: row.reserved_disk_mb,
+            },
+            selector: row.server_selector.map(|selector| selector.0).unwrap_or_default(),
+            start_port: match row.start_port {
+                None => DEFAULT_START_PORT,
+                Some(port) => port_from_column(port).ok_or_else(|| broken("start_port".to_owned()))?,
             },
             revision: row.revision,
             create_time: row.create_time,
@@ -129,7 +170,7 @@ impl TryFrom<Row> for ProjectRecord {
                 .ok_or_else(|| broken("status of its server".to_owned()))?,
             server_address: row.server_address,
             server_managed: row.server_managed,
-            server_observe_time: row.server_observe_time,
+            server_report_time: row.server_report_time,
             last_sequence: row.last_sequence,
             now: row.now,
         })
@@ -144,6 +185,8 @@ pub struct PlacementColumns {
     cpu_millis: Vec<i64>,
     ram_mb: Vec<i64>,
     disk_mb: Vec<i64>,
+    selector: Vec<Option<String>>,
+    start_port: Vec<Option<i32>>,
     revision: Vec<i64>,
     create_time: Vec<OffsetDateTime>,
     update_time: Vec<OffsetDateTime>,
@@ -157,6 +200,11 @@ impl PlacementColumns {
         self.cpu_millis.push(placement.reserved.cpu_millis);
         self.ram_mb.push(placement.reserved.ram_mb);
         self.disk_mb.push(placement.reserved.disk_mb);
+        let selector =
+            (!placement.selector.is_empty()).then(|| serde_json::json!(placement.selector).to_string());
+        self.selector.push(selector);
+        let start_port = (placement.start_port != DEFAULT_START_PORT).then_some(placement.start_port);
+        self.start_port.push(start_port.map(|port| i32::from(port.get())));
         self.revision.push(placement.revision);
         self.create_time.push(placement.create_time);
         self.update_time.push(placement.update_time);
@@ -182,16 +230,21 @@ impl PlacementColumns {
 pub async fn insert(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<(), StoreError> {
     sqlx::query!(
         r#"
-        INSERT INTO placements (project_id, server_handle, reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb, revision,
-            create_time, update_time)
-        SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
-            $7::timestamptz[], $8::timestamptz[])
+        INSERT INTO placements (project_id, server_handle, reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb,
+            server_selector, start_port, revision, create_time, update_time)
+        SELECT n.project_id, n.server_handle, n.cpu_millis, n.ram_mb, n.disk_mb, n.server_selector::jsonb, n.start_port,
+               n.revision, n.create_time, n.update_time
+        FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::integer[], $8::bigint[],
+            $9::timestamptz[], $10::timestamptz[]) AS n (project_id, server_handle, cpu_millis, ram_mb, disk_mb,
+            server_selector, start_port, revision, create_time, update_time)
         "#,
         &rows.project_id,
         &rows.server_handle,
         &rows.cpu_millis,
         &rows.ram_mb,
         &rows.disk_mb,
+        &rows.selector as &[Option<String>],
+        &rows.start_port as &[Option<i32>],
         &rows.revision,
         &rows.create_time,
         &rows.update_time

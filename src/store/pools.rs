@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::StoreError;
+use crate::domain::{Resources, policy::FleetPolicy, resources::PerResource};
 
 /// The pool that every server is in until there are more.
 pub const DEFAULT_POOL: i16 = 1;
@@ -22,8 +23,78 @@ pub struct PoolState {
     pub inventory_revision: i64,
     /// Counts what was written by hand past the log.
     pub edit_count: i64,
+    /// What holds for every server that does not say otherwise.
+    pub policy: FleetPolicy,
     /// The database's time: replicas must agree on which ports rest and which reports are stale.
     pub now: OffsetDateTime,
+}
+
+struct Row {
+    epoch: Uuid,
+    last_sequence: i64,
+    compacted_sequence: i64,
+    inventory_revision: i64,
+    edit_count: i64,
+    default_headroom_cpu_millis: i64,
+    default_headroom_ram_mb: i64,
+    default_headroom_disk_mb: i64,
+    default_headroom_cpu_percent: i32,
+    default_headroom_ram_percent: i32,
+    default_headroom_disk_percent: i32,
+    overcommit_cpu_percent: i32,
+    overcommit_ram_percent: i32,
+    overcommit_disk_percent: i32,
+    now: OffsetDateTime,
+}
+
+impl From<Row> for PoolState {
+    fn from(row: Row) -> Self {
+        Self {
+            epoch: row.epoch,
+            last_sequence: row.last_sequence,
+            compacted_sequence: row.compacted_sequence,
+            inventory_revision: row.inventory_revision,
+            edit_count: row.edit_count,
+            policy: FleetPolicy {
+                headroom: Resources {
+                    cpu_millis: row.default_headroom_cpu_millis,
+                    ram_mb: row.default_headroom_ram_mb,
+                    disk_mb: row.default_headroom_disk_mb,
+                },
+                headroom_percent: PerResource {
+                    cpu: row.default_headroom_cpu_percent.into(),
+                    ram: row.default_headroom_ram_percent.into(),
+                    disk: row.default_headroom_disk_percent.into(),
+                },
+                overcommit_percent: PerResource {
+                    cpu: row.overcommit_cpu_percent.into(),
+                    ram: row.overcommit_ram_percent.into(),
+                    disk: row.overcommit_disk_percent.into(),
+                },
+            },
+            now: row.now,
+        }
+    }
+}
+
+/// Reads the pool's row: the columns are listed once, what follows them is each reader's.
+macro_rules! select_pool {
+    ($conn:expr, $tail:tt) => {{
+        let row = sqlx::query_as!(
+            Row,
+            r#"
+            SELECT epoch, last_sequence, compacted_sequence, inventory_revision, edit_count,
+                   default_headroom_cpu_millis, default_headroom_ram_mb, default_headroom_disk_mb,
+                   default_headroom_cpu_percent, default_headroom_ram_percent, default_headroom_disk_percent,
+                   overcommit_cpu_percent, overcommit_ram_percent, overcommit_disk_percent, clock_timestamp() AS "now!"
+            FROM pools WHERE pool_id = $1
+            "# + $tail,
+            DEFAULT_POOL
+        )
+        .fetch_one($conn)
+        .await?;
+        Ok(row.into())
+    }};
 }
 
 /// Locks the pool's row until the transaction ends, and reads it. What else is to be read must be read in a later statement: a
@@ -32,16 +103,7 @@ pub struct PoolState {
 /// # Errors
 /// [`StoreError::Busy`] when the lock cannot be had in time; [`StoreError::Unavailable`].
 pub async fn lock(conn: &mut PgConnection) -> Result<PoolState, StoreError> {
-    Ok(sqlx::query_as!(
-        PoolState,
-        r#"
-        SELECT epoch, last_sequence, compacted_sequence, inventory_revision, edit_count, clock_timestamp() AS "now!"
-        FROM pools WHERE pool_id = $1 FOR UPDATE
-        "#,
-        DEFAULT_POOL
-    )
-    .fetch_one(conn)
-    .await?)
+    select_pool!(conn, "FOR UPDATE")
 }
 
 /// Reads where the pool stands.
@@ -49,16 +111,38 @@ pub async fn lock(conn: &mut PgConnection) -> Result<PoolState, StoreError> {
 /// # Errors
 /// [`StoreError::Unavailable`].
 pub async fn find(conn: &mut PgConnection) -> Result<PoolState, StoreError> {
-    Ok(sqlx::query_as!(
-        PoolState,
+    select_pool!(conn, "")
+}
+
+/// Writes the policy; the schema derives each server's budget from it, and stamps the servers.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn update_policy(conn: &mut PgConnection, policy: &FleetPolicy) -> Result<(), StoreError> {
+    let FleetPolicy { headroom, headroom_percent, overcommit_percent } = policy;
+    // Percentages are at most ten thousand.
+    let percent = |figure: i64| i32::try_from(figure).unwrap_or(i32::MAX);
+    sqlx::query!(
         r#"
-        SELECT epoch, last_sequence, compacted_sequence, inventory_revision, edit_count, clock_timestamp() AS "now!"
-        FROM pools WHERE pool_id = $1
+        UPDATE pools SET default_headroom_cpu_millis = $2, default_headroom_ram_mb = $3, default_headroom_disk_mb = $4,
+            default_headroom_cpu_percent = $5, default_headroom_ram_percent = $6, default_headroom_disk_percent = $7,
+            overcommit_cpu_percent = $8, overcommit_ram_percent = $9, overcommit_disk_percent = $10
+        WHERE pool_id = $1
         "#,
-        DEFAULT_POOL
+        DEFAULT_POOL,
+        headroom.cpu_millis,
+        headroom.ram_mb,
+        headroom.disk_mb,
+        percent(headroom_percent.cpu),
+        percent(headroom_percent.ram),
+        percent(headroom_percent.disk),
+        percent(overcommit_percent.cpu),
+        percent(overcommit_percent.ram),
+        percent(overcommit_percent.disk)
     )
-    .fetch_one(conn)
-    .await?)
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Reads the key that signs tokens.

@@ -7,7 +7,7 @@ use tokio_stream::StreamExt as _;
 use uuid::Uuid;
 
 use super::{StoreError, placements::check_count};
-use crate::domain::{Allocation, ModuleName, Port, ProjectId, Protocol, ServerHandle};
+use crate::domain::{Allocation, ModuleName, Port, ProjectId, Protocol, ServerHandle, fleet::PortStanding};
 
 /// The protocol as the table has it.
 pub(super) fn protocol_from_column(protocol: &str) -> Option<Protocol> {
@@ -25,7 +25,7 @@ fn protocol_to_column(protocol: Protocol) -> String {
     }
 }
 
-fn port_from_column(port: i32) -> Option<Port> {
+pub(super) fn port_from_column(port: i32) -> Option<Port> {
     u32::try_from(port).ok().and_then(|port| Port::try_from(port).ok())
 }
 
@@ -38,14 +38,17 @@ pub struct PortRow {
     pub protocol: Protocol,
     /// The port.
     pub port: Port,
-    /// Until when it rests; none for one that is held.
-    pub free_after: Option<OffsetDateTime>,
+    /// How it stands.
+    pub standing: PortStanding,
 }
 
-/// Reads every port that is held or rests, ordered by server, without holding them all at once.
+/// Reads every port that has a row, ordered by server, without holding them all at once.
 pub fn list_all(conn: &mut PgConnection) -> BoxStream<'_, Result<PortRow, StoreError>> {
     let rows = sqlx::query!(
-        r#"SELECT server_handle, protocol::text AS "protocol!", port, free_after FROM port_allocations ORDER BY server_handle"#
+        r#"
+        SELECT server_handle, protocol::text AS "protocol!", port, free_after, set_aside_reason IS NOT NULL AS "set_aside!"
+        FROM port_allocations ORDER BY server_handle
+        "#
     )
     .fetch(conn);
     Box::pin(rows.map(|row| {
@@ -61,7 +64,11 @@ pub fn list_all(conn: &mut PgConnection) -> BoxStream<'_, Result<PortRow, StoreE
             server_handle: ServerHandle::parse(&row.server_handle).map_err(|_| broken("server_handle"))?,
             protocol: protocol_from_column(&row.protocol).ok_or_else(|| broken("protocol"))?,
             port: port_from_column(row.port).ok_or_else(|| broken("port"))?,
-            free_after: row.free_after,
+            standing: match row.free_after {
+                None => PortStanding::Held,
+                Some(until) if row.set_aside => PortStanding::SetAside(until),
+                Some(until) => PortStanding::Resting(until),
+            },
         })
     }))
 }
@@ -106,7 +113,7 @@ pub async fn list(
     let rows = sqlx::query!(
         r#"
         SELECT a.id, a.project_id AS "project_id!", a.module AS "module!", a.server_handle, s.address,
-               a.protocol::text AS "protocol!", a.port, a.create_time
+               a.protocol::text AS "protocol!", a.port, a.pinned, a.create_time
         FROM port_allocations a JOIN servers s ON s.handle = a.server_handle
         WHERE a.project_id IS NOT NULL
           AND ($1::text IS NULL OR a.project_id = $1)
@@ -138,6 +145,7 @@ pub async fn list(
                     module: ModuleName::parse(&row.module).map_err(|_| broken("module"))?,
                     protocol: protocol_from_column(&row.protocol).ok_or_else(|| broken("protocol"))?,
                     port: port_from_column(row.port).ok_or_else(|| broken("port"))?,
+                    pinned: row.pinned,
                     create_time: row.create_time,
                 },
             })
@@ -154,6 +162,7 @@ pub struct PortColumns {
     port: Vec<i32>,
     project_id: Vec<String>,
     module: Vec<String>,
+    pinned: Vec<bool>,
     create_time: Vec<OffsetDateTime>,
 }
 
@@ -166,6 +175,7 @@ impl PortColumns {
         self.port.push(i32::from(allocation.port.get()));
         self.project_id.push(project_id.as_str().to_owned());
         self.module.push(allocation.module.as_str().to_owned());
+        self.pinned.push(allocation.pinned);
         self.create_time.push(allocation.create_time);
     }
 
@@ -182,20 +192,20 @@ impl PortColumns {
     }
 }
 
-/// Writes ports that are given. One that rests is taken over; the schema refuses to take over one that is held.
+/// Writes ports that are given. One that rests is taken over; the schema refuses to take over one that is held or set aside.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn insert(conn: &mut PgConnection, rows: &PortColumns) -> Result<(), StoreError> {
     let written = sqlx::query!(
         r#"
-        INSERT INTO port_allocations (id, server_handle, protocol, port, project_id, module, create_time)
-        SELECT n.id, n.server_handle, n.protocol::port_protocol, n.port, n.project_id, n.module, n.create_time
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::timestamptz[])
-            AS n (id, server_handle, protocol, port, project_id, module, create_time)
+        INSERT INTO port_allocations (id, server_handle, protocol, port, project_id, module, pinned, create_time)
+        SELECT n.id, n.server_handle, n.protocol::port_protocol, n.port, n.project_id, n.module, n.pinned, n.create_time
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::boolean[], $8::timestamptz[])
+            AS n (id, server_handle, protocol, port, project_id, module, pinned, create_time)
         ON CONFLICT ON CONSTRAINT port_allocations_pkey DO UPDATE
-        SET id = excluded.id, project_id = excluded.project_id, module = excluded.module, create_time = excluded.create_time,
-            free_after = NULL
+        SET id = excluded.id, project_id = excluded.project_id, module = excluded.module, pinned = excluded.pinned,
+            create_time = excluded.create_time, free_after = NULL, set_aside_reason = NULL
         "#,
         &rows.id,
         &rows.server_handle,
@@ -203,6 +213,7 @@ pub async fn insert(conn: &mut PgConnection, rows: &PortColumns) -> Result<(), S
         &rows.port,
         &rows.project_id,
         &rows.module,
+        &rows.pinned,
         &rows.create_time
     )
     .execute(conn)
@@ -211,35 +222,70 @@ pub async fn insert(conn: &mut PgConnection, rows: &PortColumns) -> Result<(), S
     check_count("port_allocations", written, rows.len())
 }
 
-/// Writes ports that are given back, to rest until a time.
+/// Ports that are given back, as columns.
+#[derive(Debug, Default)]
+pub struct GivenBackColumns {
+    id: Vec<Uuid>,
+    server_handle: Vec<String>,
+    protocol: Vec<String>,
+    port: Vec<i32>,
+    create_time: Vec<OffsetDateTime>,
+    free_after: Vec<OffsetDateTime>,
+    set_aside_reason: Vec<Option<String>>,
+}
+
+impl GivenBackColumns {
+    /// Adds a port that rests until a time, or, for a reason, is set aside until then.
+    pub fn push(
+        &mut self,
+        server_handle: &ServerHandle,
+        allocation: &Allocation,
+        free_after: OffsetDateTime,
+        set_aside_reason: Option<&str>,
+    ) {
+        self.id.push(allocation.id);
+        self.server_handle.push(server_handle.as_str().to_owned());
+        self.protocol.push(protocol_to_column(allocation.protocol));
+        self.port.push(i32::from(allocation.port.get()));
+        self.create_time.push(allocation.create_time);
+        self.free_after.push(free_after);
+        self.set_aside_reason.push(set_aside_reason.map(str::to_owned));
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.id.is_empty()
+    }
+}
+
+/// Writes ports that are given back.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn update_resting(
-    conn: &mut PgConnection,
-    rows: &PortColumns,
-    free_after: OffsetDateTime,
-) -> Result<(), StoreError> {
+pub async fn update_given_back(conn: &mut PgConnection, rows: &GivenBackColumns) -> Result<(), StoreError> {
     let written = sqlx::query!(
         r#"
-        INSERT INTO port_allocations (id, server_handle, protocol, port, create_time, free_after)
-        SELECT n.id, n.server_handle, n.protocol::port_protocol, n.port, n.create_time, $6
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[])
-            AS n (id, server_handle, protocol, port, create_time)
+        INSERT INTO port_allocations (id, server_handle, protocol, port, create_time, free_after, set_aside_reason)
+        SELECT n.id, n.server_handle, n.protocol::port_protocol, n.port, n.create_time, n.free_after, n.set_aside_reason
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::timestamptz[], $6::timestamptz[], $7::text[])
+            AS n (id, server_handle, protocol, port, create_time, free_after, set_aside_reason)
         ON CONFLICT ON CONSTRAINT port_allocations_pkey DO UPDATE
-        SET project_id = NULL, module = NULL, free_after = excluded.free_after
+        SET project_id = NULL, module = NULL, pinned = false, free_after = excluded.free_after,
+            set_aside_reason = excluded.set_aside_reason
         "#,
         &rows.id,
         &rows.server_handle,
         &rows.protocol,
         &rows.port,
         &rows.create_time,
-        free_after
+        &rows.free_after,
+        &rows.set_aside_reason as &[Option<String>]
     )
     .execute(conn)
     .await?
     .rows_affected();
-    check_count("port_allocations", written, rows.len())
+    check_count("port_allocations", written, rows.id.len())
 }
 
 /// Whether there are ports whose rest is over.

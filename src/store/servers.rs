@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use sqlx::{PgConnection, postgres::types::PgRange, types::Json};
 use time::OffsetDateTime;
 
-use super::{StoreError, placements::check_count, pools::DEFAULT_POOL};
+use super::{StoreError, pools::DEFAULT_POOL};
 use crate::domain::{
-    Port, PortRange, Resources, Server, ServerHandle, ServerStatus,
+    Port, PortRange, ResourceRequest, Resources, Server, ServerHandle, ServerStatus,
     fleet::{ServerRow, ServerState},
+    policy::FleetPolicy,
     ports::ServerPorts,
-    server::Observation,
+    resources::PerResource,
+    server::{Observation, Observer},
 };
 
 /// A server as it was read, with its times.
@@ -34,9 +36,12 @@ struct Row {
     capacity_cpu_millis: i64,
     capacity_ram_mb: i64,
     capacity_disk_mb: i64,
-    headroom_cpu_millis: i64,
-    headroom_ram_mb: i64,
-    headroom_disk_mb: i64,
+    headroom_cpu_millis: Option<i64>,
+    headroom_ram_mb: Option<i64>,
+    headroom_disk_mb: Option<i64>,
+    overcommit_cpu_percent: Option<i32>,
+    overcommit_ram_percent: Option<i32>,
+    overcommit_disk_percent: Option<i32>,
     reserved_cpu_millis: i64,
     reserved_ram_mb: i64,
     reserved_disk_mb: i64,
@@ -46,6 +51,7 @@ struct Row {
     observed_disk_mb: Option<i64>,
     observed_ports: Vec<i32>,
     observe_time: Option<OffsetDateTime>,
+    observed_by_host: bool,
     usage_stale: bool,
     port_range_start: i32,
     port_range_end: i32,
@@ -58,9 +64,9 @@ struct Row {
     update_time: OffsetDateTime,
 }
 
-/// Reads rows of `servers`: the columns are listed once, what follows FROM is each reader's.
+/// Reads rows of `servers` under a policy: the columns are listed once, what follows FROM is each reader's.
 macro_rules! select_servers {
-    ($conn:expr, $tail:tt $(, $argument:expr)*) => {{
+    ($conn:expr, $policy:expr, $tail:tt $(, $argument:expr)*) => {{
         let rows = sqlx::query_as!(
             Row,
             r#"
@@ -68,8 +74,10 @@ macro_rules! select_servers {
                    labels AS "labels: Json<BTreeMap<String, String>>",
                    capacity_cpu_millis, capacity_ram_mb, capacity_disk_mb,
                    headroom_cpu_millis, headroom_ram_mb, headroom_disk_mb,
+                   overcommit_cpu_percent, overcommit_ram_percent, overcommit_disk_percent,
                    reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb, placement_count,
-                   observed_cpu_millis, observed_ram_mb, observed_disk_mb, observed_ports, observe_time, usage_stale,
+                   observed_cpu_millis, observed_ram_mb, observed_disk_mb, observed_ports, observe_time,
+                   observed_by_host, usage_stale,
                    port_range_start, port_range_end, excluded_ports AS "excluded_ports: Vec<PgRange<i32>>",
                    source, external_id, generation, revision, create_time, update_time
             FROM servers
@@ -78,7 +86,7 @@ macro_rules! select_servers {
         )
         .fetch_all($conn)
         .await?;
-        rows.into_iter().map(ServerRecord::try_from).collect::<Result<Vec<_>, _>>()
+        rows.into_iter().map(|row| row.under($policy)).collect::<Result<Vec<_>, StoreError>>()
     }};
 }
 
@@ -88,9 +96,10 @@ macro_rules! select_servers {
 /// [`StoreError`].
 pub async fn find(
     conn: &mut PgConnection,
+    policy: &FleetPolicy,
     handle: &ServerHandle,
 ) -> Result<Option<ServerRecord>, StoreError> {
-    Ok(select_servers!(conn, "WHERE handle = $1", handle.as_str())?.pop())
+    Ok(select_servers!(conn, policy, "WHERE handle = $1", handle.as_str())?.pop())
 }
 
 /// Reads the servers whose inventory or usage changed after a revision, in the order of their changes.
@@ -99,10 +108,12 @@ pub async fn find(
 /// [`StoreError`].
 pub async fn list_changed(
     conn: &mut PgConnection,
+    policy: &FleetPolicy,
     after_revision: i64,
 ) -> Result<Vec<ServerRecord>, StoreError> {
     select_servers!(
         conn,
+        policy,
         "WHERE pool_id = $1 AND revision > $2 ORDER BY revision",
         DEFAULT_POOL,
         after_revision
@@ -132,11 +143,13 @@ pub struct ServerFilter {
 /// [`StoreError`].
 pub async fn list(
     conn: &mut PgConnection,
+    policy: &FleetPolicy,
     filter: &ServerFilter,
     limit: i64,
 ) -> Result<Vec<ServerRecord>, StoreError> {
     select_servers!(
         conn,
+        policy,
         r#"
         WHERE ($1::text IS NULL OR status = $1::text::server_status)
           AND ($2::boolean IS NULL OR managed = $2)
@@ -171,15 +184,20 @@ pub async fn insert_or_update(conn: &mut PgConnection, server: &Server) -> Resul
         r#"
         INSERT INTO servers (pool_id, handle, address, status, status_before_missing, managed, labels,
             capacity_cpu_millis, capacity_ram_mb, capacity_disk_mb, headroom_cpu_millis, headroom_ram_mb, headroom_disk_mb,
-            port_range_start, port_range_end, excluded_ports, source, external_id)
-        VALUES ($1, $2, $3, $4::text::server_status, $5::text::server_status, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+            port_range_start, port_range_end, excluded_ports, source, external_id,
+            overcommit_cpu_percent, overcommit_ram_percent, overcommit_disk_percent)
+        VALUES ($1, $2, $3, $4::text::server_status, $5::text::server_status, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+            $17, $18, $19, $20, $21)
         ON CONFLICT (handle) DO UPDATE SET address = excluded.address, status = excluded.status,
             status_before_missing = excluded.status_before_missing, managed = excluded.managed, labels = excluded.labels,
             capacity_cpu_millis = excluded.capacity_cpu_millis, capacity_ram_mb = excluded.capacity_ram_mb,
             capacity_disk_mb = excluded.capacity_disk_mb, headroom_cpu_millis = excluded.headroom_cpu_millis,
             headroom_ram_mb = excluded.headroom_ram_mb, headroom_disk_mb = excluded.headroom_disk_mb,
             port_range_start = excluded.port_range_start, port_range_end = excluded.port_range_end,
-            excluded_ports = excluded.excluded_ports, source = excluded.source, external_id = excluded.external_id
+            excluded_ports = excluded.excluded_ports, source = excluded.source, external_id = excluded.external_id,
+            overcommit_cpu_percent = excluded.overcommit_cpu_percent,
+            overcommit_ram_percent = excluded.overcommit_ram_percent,
+            overcommit_disk_percent = excluded.overcommit_disk_percent
         "#,
         DEFAULT_POOL,
         server.handle.as_str(),
@@ -198,7 +216,10 @@ pub async fn insert_or_update(conn: &mut PgConnection, server: &Server) -> Resul
         i32::from(server.port_range.end.get()),
         &excluded as _,
         server.source,
-        server.external_id
+        server.external_id,
+        server.overcommit_percent.cpu.map(percent_to_column),
+        server.overcommit_percent.ram.map(percent_to_column),
+        server.overcommit_percent.disk.map(percent_to_column)
     )
     .execute(conn)
     .await?;
@@ -214,57 +235,9 @@ pub async fn delete(conn: &mut PgConnection, handle: &ServerHandle) -> Result<()
     Ok(())
 }
 
-/// Writes usage reports, the last of each server.
-///
-/// # Errors
-/// [`StoreError`].
-pub async fn update_usage(
-    conn: &mut PgConnection,
-    reports: &BTreeMap<ServerHandle, Observation>,
-) -> Result<(), StoreError> {
-    let handles: Vec<String> = reports.keys().map(ToString::to_string).collect();
-    let cpu_millis: Vec<Option<i64>> = reports.values().map(|report| report.cpu_millis).collect();
-    let ram_mb: Vec<Option<i64>> = reports.values().map(|report| report.ram_mb).collect();
-    let disk_mb: Vec<Option<i64>> = reports.values().map(|report| report.disk_mb).collect();
-    // Arrays of arrays must be rectangular, so each server's ports go as the text of an array.
-    let ports: Vec<String> = reports
-        .values()
-        .map(|report| {
-            let ports: Vec<String> = report.listening_ports.iter().map(ToString::to_string).collect();
-            format!("{{{}}}", ports.join(","))
-        })
-        .collect();
-    let times: Vec<OffsetDateTime> = reports.values().map(|report| report.observe_time).collect();
-    let updated = sqlx::query!(
-        r#"
-        UPDATE servers s SET observed_cpu_millis = n.cpu_millis, observed_ram_mb = n.ram_mb, observed_disk_mb = n.disk_mb,
-            observed_ports = n.ports::integer[], observe_time = n.observe_time, usage_stale = false
-        FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::timestamptz[])
-            AS n (handle, cpu_millis, ram_mb, disk_mb, ports, observe_time)
-        WHERE s.handle = n.handle
-        "#,
-        &handles,
-        &cpu_millis as &[Option<i64>],
-        &ram_mb as &[Option<i64>],
-        &disk_mb as &[Option<i64>],
-        &ports,
-        &times
-    )
-    .execute(conn)
-    .await?
-    .rows_affected();
-    check_count("servers", updated, reports.len())
-}
-
-/// Notes that the log has told of a server's report being too old.
-///
-/// # Errors
-/// [`StoreError`].
-pub async fn update_usage_stale(conn: &mut PgConnection, handles: &[String]) -> Result<(), StoreError> {
-    sqlx::query!("UPDATE servers SET usage_stale = true WHERE handle = ANY($1)", handles)
-        .execute(conn)
-        .await?;
-    Ok(())
+/// Percentages are at most ten thousand.
+fn percent_to_column(percent: i64) -> i32 {
+    i32::try_from(percent).unwrap_or(i32::MAX)
 }
 
 fn status_to_column(status: ServerStatus) -> &'static str {
@@ -307,16 +280,16 @@ fn port_range(range: &PgRange<i32>) -> Option<PortRange> {
     }
 }
 
-impl TryFrom<Row> for ServerRecord {
-    type Error = StoreError;
-
-    fn try_from(row: Row) -> Result<Self, StoreError> {
+impl Row {
+    fn under(self, policy: &FleetPolicy) -> Result<ServerRecord, StoreError> {
+        let row = self;
         let broken = |problem: &str| StoreError::inconsistent("servers", row.handle.clone(), problem);
         let ports = |ports: &[i32]| ports.iter().map(|p| port(*p)).collect::<Option<Vec<_>>>();
         let status = |status: &str| status_from_column(status).ok_or_else(|| broken("unknown status"));
         let observed = match row.observe_time {
             None => None,
             Some(observe_time) => Some(Observation {
+                observer: if row.observed_by_host { Observer::Host } else { Observer::Provider },
                 cpu_millis: row.observed_cpu_millis,
                 ram_mb: row.observed_ram_mb,
                 disk_mb: row.observed_disk_mb,
@@ -334,10 +307,15 @@ impl TryFrom<Row> for ServerRecord {
                 ram_mb: row.capacity_ram_mb,
                 disk_mb: row.capacity_disk_mb,
             },
-            headroom: Resources {
+            headroom: ResourceRequest {
                 cpu_millis: row.headroom_cpu_millis,
                 ram_mb: row.headroom_ram_mb,
                 disk_mb: row.headroom_disk_mb,
+            },
+            overcommit_percent: PerResource {
+                cpu: row.overcommit_cpu_percent.map(i64::from),
+                ram: row.overcommit_ram_percent.map(i64::from),
+                disk: row.overcommit_disk_percent.map(i64::from),
             },
             port_range: PortRange {
                 start: port(row.port_range_start).ok_or_else(|| broken("port_range_start"))?,
@@ -355,6 +333,7 @@ impl TryFrom<Row> for ServerRecord {
             external_id: row.external_id,
         };
         let state = ServerState {
+            terms: policy.terms(&server),
             server,
             reserved: Resources {
                 cpu_millis: row.reserved_cpu_millis,
@@ -368,7 +347,7 @@ impl TryFrom<Row> for ServerRecord {
             ports: ServerPorts::default(),
             kept: None,
         };
-        Ok(Self {
+        Ok(ServerRecord {
             row: ServerRow { state, revision: row.revision },
             create_time: row.create_time,
             update_time: row.update_time,

@@ -56,7 +56,8 @@ async fn a_server_registered_with_the_least_gets_the_defaults() {
     assert_eq!(registered.managed, Some(true));
     assert_eq!(registered.port_range, Some(v1::PortRange { start: 1024, end: 32767 }));
     assert_eq!(registered.capacity, Some(whole(0, 2048, 0)), "unset amounts are 0");
-    assert_eq!(registered.headroom, Some(whole(0, 0, 0)));
+    assert_eq!((registered.headroom, registered.overcommit_percent), (None, None), "the fleet's");
+    assert_eq!(registered.budget, Some(v1::FreeResources { cpu_millis: 0, ram_mb: 2048, disk_mb: 0 }));
     assert_eq!(registered.reserved, Some(whole(0, 0, 0)));
     assert_eq!(registered.free, Some(v1::FreeResources { cpu_millis: 0, ram_mb: 2048, disk_mb: 0 }));
     assert_eq!((registered.observed.as_ref(), registered.placement_count), (None, 0));
@@ -84,6 +85,7 @@ async fn l30_what_is_accepted_is_stored() {
         excluded_ports: vec![v1::PortRange { start: 80, end: 80 }, v1::PortRange { start: 1, end: 65535 }],
         source: "cloud".to_owned(),
         external_id: "i-7 / ü".to_owned(),
+        overcommit_percent: Some(v1::Percentages { cpu: Some(400), ram: None, disk: Some(150) }),
         ..v1::Server::default()
     };
     let registered = service.client.register(full.clone()).await;
@@ -91,6 +93,7 @@ async fn l30_what_is_accepted_is_stored() {
         reserved: None,
         observed: None,
         free: None,
+        budget: None,
         placement_count: 0,
         etag: String::new(),
         create_time: None,
@@ -98,7 +101,8 @@ async fn l30_what_is_accepted_is_stored() {
         ..registered.clone()
     };
     assert_eq!(inputs, full);
-    assert_eq!(registered.free, Some(v1::FreeResources { cpu_millis: -3, ram_mb: -3, disk_mb: -3 }));
+    // 1 CPU milli four times, 2 MB RAM, one and a half times 3 MB disk rounded down, less the headroom.
+    assert_eq!(registered.free, Some(v1::FreeResources { cpu_millis: 0, ram_mb: -3, disk_mb: -2 }));
     assert_eq!(get(&mut service.client, "web-1").await.unwrap(), registered);
 }
 
@@ -428,9 +432,10 @@ async fn each_path_of_the_mask_changes_its_field_and_no_other() {
         excluded_ports: vec![v1::PortRange { start: 2100, end: 2200 }],
         source: "rack".to_owned(),
         external_id: "i-2".to_owned(),
+        overcommit_percent: Some(v1::Percentages { cpu: Some(110), ram: Some(120), disk: Some(130) }),
         ..v1::Server::default()
     };
-    let cases: [(&str, Change, Apply); 16] = [
+    let cases: [(&str, Change, Apply); 21] = [
         ("address", Change::Updated, |to, from| to.address.clone_from(&from.address)),
         ("status", Change::Status, |to, from| to.status = from.status),
         ("managed", Change::Status, |to, from| to.managed = from.managed),
@@ -454,7 +459,21 @@ async fn each_path_of_the_mask_changes_its_field_and_no_other() {
             amounts(&mut to.headroom).disk_mb = from.headroom.unwrap().disk_mb;
         }),
         ("capacity", Change::Capacity, |to, _| to.capacity = Some(whole(0, 1, 0))),
-        ("headroom", Change::Capacity, |to, _| to.headroom = Some(whole(0, 1, 0))),
+        // Named and not set, an amount of the headroom is the fleet's default.
+        ("headroom", Change::Capacity, |to, _| to.headroom = Some(ram(1))),
+        ("overcommit_percent.cpu", Change::Capacity, |to, from| {
+            to.overcommit_percent.get_or_insert_default().cpu = from.overcommit_percent.unwrap().cpu;
+        }),
+        ("overcommit_percent.ram", Change::Capacity, |to, from| {
+            to.overcommit_percent.get_or_insert_default().ram = from.overcommit_percent.unwrap().ram;
+        }),
+        ("overcommit_percent.disk", Change::Capacity, |to, from| {
+            to.overcommit_percent.get_or_insert_default().disk = from.overcommit_percent.unwrap().disk;
+        }),
+        ("overcommit_percent", Change::Capacity, |to, _| {
+            to.overcommit_percent = Some(v1::Percentages { ram: Some(200), ..Default::default() });
+        }),
+        ("headroom.ram_mb", Change::Capacity, |to, _| to.headroom = None),
         ("port_range", Change::Updated, |to, from| to.port_range = from.port_range),
         ("excluded_ports", Change::Updated, |to, from| to.excluded_ports.clone_from(&from.excluded_ports)),
         ("external_id", Change::Updated, |to, from| to.external_id.clone_from(&from.external_id)),
@@ -464,14 +483,20 @@ async fn each_path_of_the_mask_changes_its_field_and_no_other() {
     for (path, change, apply) in cases {
         let mut request = new.clone();
         if path == "capacity" || path == "headroom" {
-            // Named whole, what is unset is 0.
+            // Named whole, what is unset of the capacity is 0.
             (request.capacity, request.headroom) = (Some(ram(1)), Some(ram(1)));
+        }
+        if path == "overcommit_percent" {
+            request.overcommit_percent = Some(v1::Percentages { ram: Some(200), ..Default::default() });
+        }
+        if path == "headroom.ram_mb" && expected.headroom == Some(ram(1)) {
+            request.headroom = None;
         }
         let updated = update(client, request, &[path]).await.unwrap();
         apply(&mut expected, &new);
         assert_ne!(updated.etag, expected.etag, "{path}");
-        (expected.etag, expected.update_time, expected.free) =
-            (updated.etag.clone(), updated.update_time, updated.free);
+        (expected.etag, expected.update_time, expected.free, expected.budget) =
+            (updated.etag.clone(), updated.update_time, updated.free, updated.budget);
         assert_eq!(updated, expected, "{path}");
         told.push(vec![change]);
     }

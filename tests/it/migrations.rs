@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use resource_allocator::{
     allocator::AllocatorOptions,
-    domain::request::Strategy,
+    domain::{policy::PolicyPatch, request::Strategy},
     server::{self, RunningServer, ServerOptions},
     shutdown::Shutdown,
     store::{MIGRATOR, StoreOptions},
@@ -27,6 +27,7 @@ async fn start(database: &TestDatabase) -> anyhow::Result<(RunningServer, Shutdo
         },
         allocator: AllocatorOptions::default(),
         strategy: Strategy::Spread,
+        policy: PolicyPatch::default(),
         inventory: Vec::new(),
     };
     Ok((server::start(options, shutdown.clone()).await?, shutdown))

@@ -68,6 +68,16 @@ const CASES: &[Case] = &[
     case("pools_sequence_monotonic", "UPDATE pools SET compacted_sequence = 0"),
     case("pools_sequence_monotonic", "UPDATE pools SET inventory_revision = inventory_revision - 1"),
 
+    case("pools_default_headroom_valid", "UPDATE pools SET default_headroom_cpu_millis = -1"),
+    case("pools_default_headroom_valid", "UPDATE pools SET default_headroom_ram_mb = 1000000000001"),
+    case("pools_default_headroom_valid", "UPDATE pools SET default_headroom_disk_mb = -1"),
+    case("pools_default_headroom_valid", "UPDATE pools SET default_headroom_cpu_percent = 101"),
+    case("pools_default_headroom_valid", "UPDATE pools SET default_headroom_ram_percent = -1"),
+    case("pools_default_headroom_valid", "UPDATE pools SET default_headroom_disk_percent = 101"),
+    case("pools_overcommit_valid", "UPDATE pools SET overcommit_cpu_percent = 99"),
+    case("pools_overcommit_valid", "UPDATE pools SET overcommit_ram_percent = 10001"),
+    case("pools_overcommit_valid", "UPDATE pools SET overcommit_disk_percent = 0"),
+
     // servers: what an operator types
     case("servers_pkey", "INSERT INTO servers (handle, address) VALUES ('a', 'x')"),
     case("servers_handle_valid", "INSERT INTO servers (handle, address) VALUES ('', 'x')"),
@@ -95,6 +105,9 @@ const CASES: &[Case] = &[
     case("servers_headroom_valid", "UPDATE servers SET headroom_ram_mb = -1 WHERE handle = 'empty'"),
     case("servers_headroom_valid", "UPDATE servers SET headroom_disk_mb = -1 WHERE handle = 'empty'"),
     case("servers_headroom_valid", "UPDATE servers SET headroom_ram_mb = 1000000000001 WHERE handle = 'empty'"),
+    case("servers_overcommit_valid", "UPDATE servers SET overcommit_cpu_percent = 99 WHERE handle = 'a'"),
+    case("servers_overcommit_valid", "UPDATE servers SET overcommit_ram_percent = 10001 WHERE handle = 'a'"),
+    case("servers_overcommit_valid", "UPDATE servers SET overcommit_disk_percent = -1 WHERE handle = 'a'"),
     case("servers_observed_valid", "UPDATE servers SET observed_cpu_millis = -1 WHERE handle = 'a'"),
     case("servers_observed_valid", "UPDATE servers SET observed_ram_mb = -1 WHERE handle = 'a'"),
     case("servers_observed_valid", "UPDATE servers SET observed_disk_mb = -1 WHERE handle = 'a'"),
@@ -139,6 +152,11 @@ const CASES: &[Case] = &[
     case("servers_reserved_within_capacity", "UPDATE placements SET reserved_ram_mb = 901 WHERE project_id = 'p'"),
     case("servers_reserved_within_capacity", "UPDATE placements SET reserved_disk_mb = 901 WHERE project_id = 'p'"),
     case("servers_reserved_within_capacity", "UPDATE servers SET capacity_ram_mb = 100 WHERE handle = 'b'; UPDATE placements SET reserved_ram_mb = 1 WHERE project_id = 'q'"),
+    // By the budget, however it came about: over-commit lets more be reserved, and not a unit more than that.
+    case("servers_reserved_within_capacity", "UPDATE servers SET overcommit_ram_percent = 150 WHERE handle = 'a'; UPDATE placements SET reserved_ram_mb = 1401 WHERE project_id = 'p'"),
+    case("servers_reserved_within_capacity", "UPDATE pools SET overcommit_ram_percent = 150; UPDATE placements SET reserved_ram_mb = 1401 WHERE project_id = 'p'"),
+    case("servers_reserved_within_capacity", "UPDATE servers SET headroom_ram_mb = NULL WHERE handle = 'a'; UPDATE pools SET default_headroom_ram_percent = 30; UPDATE placements SET reserved_ram_mb = 701 WHERE project_id = 'p'"),
+    case("servers_reserved_within_capacity", "UPDATE servers SET budget_ram_mb = 100000 WHERE handle = 'a'; UPDATE placements SET reserved_ram_mb = 901 WHERE project_id = 'p'"),
     case("servers_reserved_within_capacity", "UPDATE placements SET reserved_ram_mb = 901, server_handle = 'empty' WHERE project_id = 'q'"),
 
     // placements
@@ -151,6 +169,10 @@ const CASES: &[Case] = &[
     case("placements_reserved_not_negative", "UPDATE placements SET reserved_disk_mb = -1"),
     case("placements_times_valid", "UPDATE placements SET create_time = '-infinity'"),
     case("placements_times_valid", "UPDATE placements SET update_time = '294000-01-01'"),
+    case("placements_selector_valid", "UPDATE placements SET server_selector = '[]'"),
+    case("placements_selector_valid", "UPDATE placements SET server_selector = '{\"gpus\": 2}'"),
+    case("placements_start_port_valid", "UPDATE placements SET start_port = 0"),
+    case("placements_start_port_valid", "UPDATE placements SET start_port = 65536"),
     told("placements_sum_inserted", "placements_server_exists", "INSERT INTO placements VALUES ('new', 'nowhere', 0, 0, 0, 1)"),
     told("placements_sum_inserted", "placements_server_exists", "INSERT INTO placements VALUES ('n1', 'b', 0, 0, 0, 1), ('n2', 'nowhere', 0, 0, 0, 1)"),
     told("placements_sum_updated", "placements_server_exists", "UPDATE placements SET server_handle = 'nowhere' WHERE project_id = 'q'"),
@@ -175,6 +197,11 @@ const CASES: &[Case] = &[
     case("port_allocations_held_or_resting", "INSERT INTO port_allocations VALUES (gen_random_uuid(), 'a', 'tcp', 8002, NULL, 'm')"),
     case("port_allocations_held_or_resting", "INSERT INTO port_allocations VALUES (gen_random_uuid(), 'a', 'tcp', 8002, NULL, NULL)"),
     case("port_allocations_held_or_resting", "UPDATE port_allocations SET free_after = NULL WHERE port = 8001"),
+    case("port_allocations_set_aside_rests", "INSERT INTO port_allocations (id, server_handle, protocol, port, project_id, module, set_aside_reason) VALUES (gen_random_uuid(), 'a', 'tcp', 8002, 'p', 'm', 'nginx')"),
+    case("port_allocations_pinned_held", "UPDATE port_allocations SET pinned = true WHERE port = 8001"),
+    // A port that is set aside is given to nobody until its time is over.
+    case("port_allocations_set_aside", "UPDATE port_allocations SET set_aside_reason = 'nginx', free_after = now() + interval '1 hour' WHERE port = 8001; UPDATE port_allocations SET project_id = 'p', module = 'm', free_after = NULL, set_aside_reason = NULL WHERE port = 8001"),
+    case("port_allocations_set_aside", "UPDATE port_allocations SET set_aside_reason = 'nginx', free_after = now() + interval '1 hour' WHERE port = 8001; INSERT INTO port_allocations VALUES (gen_random_uuid(), 'a', 'tcp', 8001, 'p', 'm') ON CONFLICT ON CONSTRAINT port_allocations_pkey DO UPDATE SET project_id = 'p', module = 'm', free_after = NULL, set_aside_reason = NULL"),
     case("port_allocations_times_valid", "UPDATE port_allocations SET free_after = 'infinity' WHERE port = 8001"),
     case("port_allocations_times_valid", "INSERT INTO port_allocations VALUES (gen_random_uuid(), 'a', 'tcp', 8002, 'p', 'm', '-infinity')"),
     told("port_allocations_check_inserted", "port_allocations_on_placed_server", "INSERT INTO port_allocations VALUES (gen_random_uuid(), 'a', 'tcp', 8002, 'q', 'm')"),
@@ -220,6 +247,10 @@ const CASES: &[Case] = &[
 
 /// Triggers that do something other than refuse; each has a test below.
 const DO_MORE_THAN_REFUSE: &[&str] = &[
+    "pools_stamp_policy",
+    "pools_apply_policy",
+    "servers_derive_budget_insert",
+    "servers_derive_budget_update",
     "servers_stamp_insert",
     "servers_stamp_update",
     "servers_queue_change",
@@ -346,7 +377,17 @@ async fn l29_a_status_is_one_of_the_enum() {
     assert_eq!(values("port_protocol").await.unwrap(), ["tcp", "udp"]);
     assert_eq!(
         values("operation_kind").await.unwrap(),
-        ["ensured", "refused", "released", "server_changed", "waiting", "left_line"]
+        [
+            "ensured",
+            "refused",
+            "released",
+            "server_changed",
+            "waiting",
+            "left_line",
+            "port_replaced",
+            "relocated",
+            "policy_changed"
+        ]
     );
 }
 

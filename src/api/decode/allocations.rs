@@ -4,18 +4,18 @@ use std::time::Duration;
 
 use super::{
     FieldViolation, Fields,
-    fields::{MAX_MODULES, enumeration, handle, labels, modules, port, project_id, resources},
+    fields::{MAX_MODULES, enumeration, handle, labels, modules, port, project_id, resources, short_text},
 };
 use crate::{
     domain::{
         ModuleName, Port,
         ports::DEFAULT_START_PORT,
-        request::{EnsureRequest, FindRequest, ReleaseRequest, Strategy},
+        request::{EnsureRequest, FindRequest, PortInUseReport, ReleaseRequest, RelocateRequest, Strategy},
     },
     proto::v1,
 };
 
-fn strategy(fields: &mut Fields, value: i32, default: Strategy) -> Strategy {
+pub(super) fn strategy(fields: &mut Fields, value: i32, default: Strategy) -> Strategy {
     match enumeration(fields, "strategy", value) {
         Some(v1::PlacementStrategy::Spread) => Strategy::Spread,
         Some(v1::PlacementStrategy::Binpack) => Strategy::Binpack,
@@ -87,6 +87,43 @@ pub fn release(request: &v1::ReleaseAllocationRequest) -> Result<ReleaseRequest,
         names.filter_map(|(i, name)| fields.take(format!("modules[{i}]"), ModuleName::parse(name))).collect();
     let request = id.map(|project_id| ReleaseRequest { project_id, modules });
     fields.finish(request)
+}
+
+/// A relocation, but for `validate_only`.
+pub fn relocate(
+    request: &v1::RelocateProjectRequest,
+    default: Strategy,
+) -> Result<RelocateRequest, Vec<FieldViolation>> {
+    let mut fields = Fields::default();
+    let id = project_id(&mut fields, "project_id", &request.project_id);
+    let to = request.server_handle.as_ref().and_then(|to| handle(&mut fields, "server_handle", to));
+    let from =
+        request.from_server_handle.as_ref().and_then(|from| handle(&mut fields, "from_server_handle", from));
+    let strategy = strategy(&mut fields, request.strategy, default);
+    let request = id.map(|project_id| RelocateRequest {
+        project_id,
+        server_handle: to,
+        from_server_handle: from,
+        strategy,
+    });
+    fields.finish(request)
+}
+
+/// A report of a port in use.
+pub fn port_in_use(request: v1::ReportPortInUseRequest) -> Result<PortInUseReport, Vec<FieldViolation>> {
+    let mut fields = Fields::default();
+    let id = project_id(&mut fields, "project_id", &request.project_id);
+    let module = fields.take("module", ModuleName::parse(&request.module));
+    let port = port(&mut fields, "port".to_owned(), request.port);
+    let start_port = start_port(&mut fields, request.start_port);
+    short_text(&mut fields, "detail", &request.detail);
+    let report = match (id, module, port) {
+        (Some(project_id), Some(module), Some(port)) => {
+            Some(PortInUseReport { project_id, module, port, start_port, detail: request.detail })
+        }
+        _ => None,
+    };
+    fields.finish(report)
 }
 
 /// A search.

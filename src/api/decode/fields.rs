@@ -8,7 +8,7 @@ use crate::{
         ModuleName, Port, ProjectId, Protocol, ResourceRequest, ServerHandle,
         ids::check_name,
         request::ModuleRequest,
-        resources::{MAX_CPU_MILLIS, MAX_MB},
+        resources::{MAX_CPU_MILLIS, MAX_MB, PerResource},
     },
     proto::v1,
 };
@@ -86,6 +86,36 @@ pub(super) fn megabytes(fields: &mut Fields, field: &str, amount: Option<u64>) -
         fields.refuse(field, format!("must be at most {MAX_MB}"));
     }
     i64::try_from(amount).ok()
+}
+
+/// Figures in percent that may each be left out.
+pub(super) fn percentages(
+    fields: &mut Fields,
+    field: &str,
+    figures: Option<v1::Percentages>,
+    allowed: std::ops::RangeInclusive<i64>,
+) -> PerResource<Option<i64>> {
+    let figures = figures.unwrap_or_default();
+    let mut percent = |name: &str, figure: Option<u32>| {
+        let figure = i64::from(figure?);
+        if !allowed.contains(&figure) {
+            let (least, most) = (allowed.start(), allowed.end());
+            fields.refuse(format!("{field}.{name}"), format!("must be {least} to {most} percent"));
+        }
+        Some(figure)
+    };
+    PerResource {
+        cpu: percent("cpu", figures.cpu),
+        ram: percent("ram", figures.ram),
+        disk: percent("disk", figures.disk),
+    }
+}
+
+/// Text for people.
+pub(super) fn short_text(fields: &mut Fields, field: &str, text: &str) {
+    if text.chars().count() > 255 || text.chars().any(char::is_control) {
+        fields.refuse(field, "must be at most 255 characters, none of them a control character");
+    }
 }
 
 /// Labels, of a server or of a selector.

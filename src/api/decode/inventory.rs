@@ -4,14 +4,18 @@ use std::collections::BTreeSet;
 
 use super::{
     FieldViolation, Fields,
-    fields::{cpu_millis, enumeration, handle, labels, megabytes, port, resources, told},
+    fields::{
+        cpu_millis, enumeration, handle, labels, megabytes, percentages, port, resources, short_text, told,
+    },
+    fleet::OVERCOMMIT,
 };
 use crate::{
     domain::{
         PortRange, ResourceRequest, Resources, ServerHandle, ServerStatus,
         ids::check_name,
         inventory::{ServerPatch, ServerSpec, SyncRequest},
-        server::Observation,
+        resources::Resource,
+        server::{Observation, Observer},
     },
     proto::v1,
 };
@@ -49,9 +53,7 @@ pub fn source(fields: &mut Fields, field: &str, source: &str) {
 }
 
 fn external_id(fields: &mut Fields, field: &str, id: String) -> Option<String> {
-    if id.chars().count() > 255 || id.chars().any(char::is_control) {
-        fields.refuse(field, "must be at most 255 characters, none of them a control character");
-    }
+    short_text(fields, field, &id);
     (!id.is_empty()).then_some(id)
 }
 
@@ -134,7 +136,13 @@ fn server(fields: &mut Fields, path: &str, server: v1::Server) -> Option<ServerS
         managed: server.managed,
         labels: labels(fields, &at("labels"), server.labels),
         capacity: resources(fields, &at("capacity"), server.capacity).or(Resources::ZERO),
-        headroom: resources(fields, &at("headroom"), server.headroom).or(Resources::ZERO),
+        headroom: resources(fields, &at("headroom"), server.headroom),
+        overcommit_percent: percentages(
+            fields,
+            &at("overcommit_percent"),
+            server.overcommit_percent,
+            OVERCOMMIT,
+        ),
         port_range: match server.port_range {
             Some(range) => port_range(fields, &at("port_range"), range).unwrap_or(PortRange::DEFAULT),
             None => PortRange::DEFAULT,
@@ -142,6 +150,9 @@ fn server(fields: &mut Fields, path: &str, server: v1::Server) -> Option<ServerS
         excluded_ports: excluded_ports(fields, &at("excluded_ports"), server.excluded_ports),
         source: server.source,
         external_id,
+        seed: server
+            .provider_usage
+            .and_then(|usage| observation(fields, &at("provider_usage"), usage, Observer::Provider)),
     };
     handle.map(|_| spec)
 }
@@ -161,6 +172,9 @@ pub fn register(
         return fields.finish(None);
     };
     let etag = etag(proto.etag.clone());
+    if proto.provider_usage.is_some() {
+        fields.refuse("server.provider_usage", "is taken by SyncServers alone; hosts report by ReportUsage");
+    }
     let spec = server(&mut fields, "server", proto);
     fields.finish(spec.map(|spec| (spec, etag)))
 }
@@ -205,7 +219,19 @@ fn patch_field(fields: &mut Fields, patch: &mut ServerPatch, field: &str, given:
         "managed" => patch.managed = Some(given.managed.unwrap_or(true)),
         "labels" => patch.labels = Some(labels(fields, "server.labels", given.labels.clone())),
         "capacity" => patch.capacity = whole(resources(fields, "server.capacity", given.capacity)),
-        "headroom" => patch.headroom = whole(resources(fields, "server.headroom", given.headroom)),
+        "headroom" => {
+            let headroom = resources(fields, "server.headroom", given.headroom);
+            patch.headroom.extend([
+                (Resource::Cpu, headroom.cpu_millis),
+                (Resource::Ram, headroom.ram_mb),
+                (Resource::Disk, headroom.disk_mb),
+            ]);
+        }
+        "overcommit_percent" => {
+            let percent =
+                percentages(fields, "server.overcommit_percent", given.overcommit_percent, OVERCOMMIT);
+            patch.overcommit_percent.extend(Resource::ALL.map(|resource| (resource, percent.get(resource))));
+        }
         "port_range" => {
             patch.port_range = Some(match given.port_range {
                 Some(range) => port_range(fields, "server.port_range", range).unwrap_or(PortRange::DEFAULT),
@@ -228,7 +254,30 @@ fn patch_field(fields: &mut Fields, patch: &mut ServerPatch, field: &str, given:
                 patch_amount(fields, &mut patch.capacity, "capacity", amount, given.capacity);
             }
             Some(("headroom", amount)) => {
-                patch_amount(fields, &mut patch.headroom, "headroom", amount, given.headroom);
+                let mut headroom = ResourceRequest::default();
+                if let Some(resource) =
+                    patch_amount(fields, &mut headroom, "headroom", amount, given.headroom)
+                {
+                    // Named and not set: the fleet's default.
+                    let set = given.headroom.is_some_and(|given| match resource {
+                        Resource::Cpu => given.cpu_millis.is_some(),
+                        Resource::Ram => given.ram_mb.is_some(),
+                        Resource::Disk => given.disk_mb.is_some(),
+                    });
+                    patch.headroom.push((resource, headroom.get_mut(resource).filter(|_| set)));
+                }
+            }
+            Some(("overcommit_percent", figure)) => {
+                let resource = Resource::ALL.into_iter().zip(["ram", "disk", "cpu"]);
+                let Some((resource, _)) = resource.into_iter().find(|(_, name)| *name == figure) else {
+                    let problem =
+                        format!("`overcommit_percent.{}` is not a field that can be changed", told(figure));
+                    fields.refuse("update_mask", problem);
+                    return;
+                };
+                let percent =
+                    percentages(fields, "server.overcommit_percent", given.overcommit_percent, OVERCOMMIT);
+                patch.overcommit_percent.push((resource, percent.get(resource)));
             }
             _ => {
                 fields.refuse("update_mask", format!("`{}` is not a field that can be changed", told(other)));
@@ -243,15 +292,29 @@ fn patch_amount(
     field: &str,
     amount: &str,
     given: Option<v1::Resources>,
-) {
+) -> Option<Resource> {
     let given = given.unwrap_or_default();
     let at = format!("server.{field}");
     match amount {
-        "cpu_millis" => patch.cpu_millis = cpu_millis(fields, &at, given.cpu_millis).or(Some(0)),
-        "ram_mb" => patch.ram_mb = megabytes(fields, &format!("{at}.ram_mb"), given.ram_mb).or(Some(0)),
-        "disk_mb" => patch.disk_mb = megabytes(fields, &format!("{at}.disk_mb"), given.disk_mb).or(Some(0)),
-        _ => fields
-            .refuse("update_mask", format!("`{field}.{}` is not a field that can be changed", told(amount))),
+        "cpu_millis" => {
+            patch.cpu_millis = cpu_millis(fields, &at, given.cpu_millis).or(Some(0));
+            Some(Resource::Cpu)
+        }
+        "ram_mb" => {
+            patch.ram_mb = megabytes(fields, &format!("{at}.ram_mb"), given.ram_mb).or(Some(0));
+            Some(Resource::Ram)
+        }
+        "disk_mb" => {
+            patch.disk_mb = megabytes(fields, &format!("{at}.disk_mb"), given.disk_mb).or(Some(0));
+            Some(Resource::Disk)
+        }
+        _ => {
+            fields.refuse(
+                "update_mask",
+                format!("`{field}.{}` is not a field that can be changed", told(amount)),
+            );
+            None
+        }
     }
 }
 
@@ -263,23 +326,35 @@ pub fn usage(request: v1::ReportUsageRequest) -> Result<(ServerHandle, Observati
         fields.refuse("usage", "must be set");
         return fields.finish(None);
     };
+    let observation = observation(&mut fields, "usage", usage, Observer::Host);
+    let report = handle.zip(observation);
+    fields.finish(report)
+}
+
+/// What was seen of a server.
+fn observation(
+    fields: &mut Fields,
+    field: &str,
+    usage: v1::Usage,
+    observer: Observer,
+) -> Option<Observation> {
     if usage.listening_ports.len() > MAX_LISTENING {
-        fields.refuse("usage.listening_ports", format!("must be at most {MAX_LISTENING}"));
-        return fields.finish(None);
+        fields.refuse(format!("{field}.listening_ports"), format!("must be at most {MAX_LISTENING}"));
+        return None;
     }
     let mut ports = BTreeSet::new();
     for (index, number) in usage.listening_ports.into_iter().enumerate() {
-        ports.extend(port(&mut fields, format!("usage.listening_ports[{index}]"), number));
+        ports.extend(port(fields, format!("{field}.listening_ports[{index}]"), number));
     }
-    let observation = Observation {
-        cpu_millis: cpu_millis(&mut fields, "usage", usage.cpu_millis),
-        ram_mb: megabytes(&mut fields, "usage.ram_mb", usage.ram_mb),
-        disk_mb: megabytes(&mut fields, "usage.disk_mb", usage.disk_mb),
+    Some(Observation {
+        observer,
+        cpu_millis: cpu_millis(fields, field, usage.cpu_millis),
+        ram_mb: megabytes(fields, &format!("{field}.ram_mb"), usage.ram_mb),
+        disk_mb: megabytes(fields, &format!("{field}.disk_mb"), usage.disk_mb),
         listening_ports: ports.into_iter().collect(),
         // Set by the database's clock when it is committed.
         observe_time: time::OffsetDateTime::UNIX_EPOCH,
-    };
-    fields.finish(handle.map(|handle| (handle, observation)))
+    })
 }
 
 /// A source's list.

@@ -4,13 +4,15 @@
 
 mod allocations;
 mod fields;
+mod fleet;
 mod inventory;
 
 use std::fmt::Display;
 
 pub use self::{
-    allocations::{ensure, find, page_size, release},
+    allocations::{ensure, find, page_size, port_in_use, release, relocate},
     fields::{handle, project_id, told},
+    fleet::{drain, policy},
     inventory::{etag, register, source, status_filter, sync, update, usage},
 };
 

@@ -7,7 +7,9 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::{
     Protocol, ServerStatus,
-    testing::{Ledger, NOW, a_module, a_server, an_ensure, ledger::Committed, module, port, ram, range},
+    testing::{
+        Ledger, NOW, a_module, a_server, an_ensure, handle, ledger::Committed, module, port, ram, range,
+    },
 };
 
 fn requested() -> Requested {
@@ -21,6 +23,7 @@ fn allocation(name: &str, number: u32) -> Allocation {
         module: module(name),
         protocol: Protocol::Tcp,
         port: port(number),
+        pinned: false,
         create_time: NOW + Duration::microseconds(123_456),
     }
 }
@@ -58,9 +61,43 @@ fn released(returned: Option<Resources>) -> Released {
     }
 }
 
+fn relocated() -> Relocated {
+    let free_before = ram(4096);
+    Relocated {
+        from_server_handle: handle("web-1"),
+        from_server_address: "10.0.0.1".to_owned(),
+        server_address: "10.0.0.2".to_owned(),
+        selected: Selected { strategy: Strategy::Spread, free_before, free_after: ram(3584) },
+        reserved: ram(512),
+        released: vec![allocation("api", 8000)],
+        free_after: NOW + Duration::seconds(60),
+        allocations: vec![Allocation { pinned: true, ..allocation("api", 8001) }],
+    }
+}
+
+fn replaced() -> PortReplaced {
+    PortReplaced {
+        server_address: "10.0.0.1".to_owned(),
+        set_aside: allocation("api", 8000),
+        until: NOW + Duration::hours(1),
+        detail: "nginx".to_owned(),
+        allocation: allocation("api", 8001),
+    }
+}
+
+fn policy() -> FleetPolicy {
+    let mut policy = FleetPolicy::default();
+    policy.headroom_percent.ram = 5;
+    policy.overcommit_percent.cpu = 400;
+    policy
+}
+
 fn changed(changes: Vec<ServerChange>) -> ServerChanged {
-    let server =
-        a_server("web-1").label("region", "eu").excluding(8000, 8001).listed_by("cloud", Some("i-1"));
+    let server = a_server("web-1")
+        .headroom(Resources::ZERO)
+        .label("region", "eu")
+        .excluding(8000, 8001)
+        .listed_by("cloud", Some("i-1"));
     ServerChanged { changes, server: server.status(ServerStatus::Maintenance).server }
 }
 
@@ -75,6 +112,9 @@ fn operations() -> Vec<Operation> {
     operations.push(Operation::Released(released(Some(ram(512)))));
     operations.push(Operation::ServerChanged(changed(vec![ServerChange::Registered])));
     operations.push(Operation::ServerChanged(changed(vec![ServerChange::Status, ServerChange::Capacity])));
+    operations.push(Operation::Relocated(relocated()));
+    operations.push(Operation::PortReplaced(replaced()));
+    operations.push(Operation::PolicyChanged(PolicyChanged { policy: policy() }));
     operations
 }
 
@@ -119,8 +159,8 @@ fn the_events_of_a_placement_tell_it_in_its_order() {
     let expected = [
         Event::Requested(&told.requested),
         Event::ServerSelected(told, told.selected.unwrap()),
-        Event::PortAllocated(told, &told.allocations[0]),
-        Event::PortAllocated(told, &told.allocations[1]),
+        Event::PortAllocated { server_address: "10.0.0.1", allocation: &told.allocations[0] },
+        Event::PortAllocated { server_address: "10.0.0.1", allocation: &told.allocations[1] },
         Event::Completed(told),
     ];
     assert_eq!(operation.events(), expected);
@@ -131,7 +171,7 @@ fn the_other_operations_tell_what_was_done() {
     let operation = Operation::Ensured(ensured(false, 1));
     assert!(matches!(
         &operation.events()[..],
-        [Event::Requested(_), Event::PortAllocated(..), Event::Completed(_)]
+        [Event::Requested(_), Event::PortAllocated { .. }, Event::Completed(_)]
     ));
     let operation = Operation::Refused(refused());
     assert!(matches!(&operation.events()[..], [Event::Requested(_), Event::Failed(_)]));
@@ -139,6 +179,27 @@ fn the_other_operations_tell_what_was_done() {
     assert!(matches!(&operation.events()[..], [Event::Released(_)]));
     let operation = Operation::ServerChanged(changed(vec![ServerChange::Removed]));
     assert!(matches!(&operation.events()[..], [Event::ServerChanged(_)]));
+    let operation = Operation::Relocated(relocated());
+    assert!(matches!(&operation.events()[..], [Event::Relocated(_), Event::PortAllocated { .. }]));
+    let operation = Operation::PortReplaced(replaced());
+    assert!(matches!(&operation.events()[..], [Event::PortSetAside(_), Event::PortAllocated { .. }]));
+    let operation = Operation::PolicyChanged(PolicyChanged { policy: policy() });
+    assert!(matches!(&operation.events()[..], [Event::PolicyChanged(_)]));
+}
+
+#[test]
+fn a_move_concerns_the_server_that_is_left_and_its_ports_the_new_one_alone() {
+    let entry = LogEntry {
+        first_sequence: 7,
+        event_time: NOW,
+        project_id: None,
+        server_handle: Some(handle("web-2")),
+        request_id: String::new(),
+        operation: Operation::Relocated(relocated()),
+    };
+    let concerned = |index| ["web-1", "web-2", "web-3"].map(|name| entry.concerns(index, &handle(name)));
+    assert_eq!(concerned(0), [true, true, false]);
+    assert_eq!(concerned(1), [false, true, false]);
 }
 
 fn assert_stored<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(payload: &T) {
@@ -153,9 +214,12 @@ fn every_operation_is_read_as_it_was_written() {
             Operation::Ensured(ensured) => assert_stored(ensured),
             Operation::Refused(refused) => assert_stored(refused),
             Operation::Released(released) => assert_stored(released),
+            Operation::Relocated(relocated) => assert_stored(relocated),
+            Operation::PortReplaced(replaced) => assert_stored(replaced),
             Operation::ServerChanged(changed) => assert_stored(changed),
             Operation::Waiting(waiting) => assert_stored(waiting),
             Operation::LeftLine(left) => assert_stored(left),
+            Operation::PolicyChanged(changed) => assert_stored(changed),
         }
     }
 }

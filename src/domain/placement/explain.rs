@@ -57,6 +57,7 @@ pub fn find_servers(fleet: &Fleet, request: &FindRequest, context: &Context) -> 
         selector: &request.selector,
         modules: &modules,
         start_port: request.start_port,
+        leaving: None,
         bound: false,
     };
     let mut found = Vec::new();
@@ -104,6 +105,7 @@ pub(super) fn refuse(fleet: &Fleet, ask: &Ask<'_>, pin: Option<&ServerHandle>, c
     let reached: Vec<_> = excluded.iter().filter(|(_, exclusion)| exclusion.stage() == furthest).collect();
     let story = Story { ask, pin, servers: excluded.len(), reached: &reached };
     let mut refusal = match furthest {
+        Stage::Left => no_other_server(),
         Stage::Labels => story.no_matching_server(),
         Stage::Unmanaged | Stage::Status => story.no_admissible_server(),
         Stage::Size => story.request_exceeds_fleet(),
@@ -120,6 +122,13 @@ pub(super) fn refuse(fleet: &Fleet, ask: &Ask<'_>, pin: Option<&ServerHandle>, c
         refusal = refusal.with(format!("rejected.{}", stage.as_str()), count);
     }
     refusal
+}
+
+fn no_other_server() -> Refusal {
+    Refusal::new(
+        Reason::NoServers,
+        "no server is registered beside the one that the project is to leave; register one with `RegisterServer`",
+    )
 }
 
 fn count_by_stage<'a>(exclusions: impl Iterator<Item = &'a Exclusion>) -> BTreeMap<Stage, usize> {
@@ -313,7 +322,7 @@ impl Story<'_> {
             .with("nearest.server_handle", &state.server.handle)
             .with_resources("nearest.short", short, true)
             .with_resources("nearest.free", state.free(), false)
-            .with_resources("nearest.headroom", state.server.headroom, true)
+            .with_resources("nearest.headroom", state.terms.headroom, true)
     }
 
     /// The handles of the servers that reached the last stage, not more than a reader takes in.

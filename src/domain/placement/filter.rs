@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 
 use super::Context;
 use crate::domain::{
-    Port, Resources, ServerStatus,
+    Port, Resources, ServerHandle, ServerStatus,
     fleet::ServerState,
     ports::{PortGrant, PortShortage},
     request::ModuleRequest,
@@ -27,6 +27,8 @@ pub struct Ask<'a> {
     pub modules: &'a [ModuleRequest],
     /// The lowest port to consider.
     pub start_port: Port,
+    /// The server that the project is to leave.
+    pub leaving: Option<&'a ServerHandle>,
     /// Whether the project is already placed on the server. Then a resource of which it asks nothing more is not looked at:
     /// a new port makes a server that is over its capacity no worse.
     pub bound: bool,
@@ -35,6 +37,8 @@ pub struct Ask<'a> {
 /// The stages, in the order of the funnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
+    /// It is the one that the project is to leave.
+    Left,
     /// It does not carry the labels.
     Labels,
     /// It is not ours to place on.
@@ -56,6 +60,7 @@ impl Stage {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Left => "LEFT",
             Self::Labels => "LABELS",
             Self::Unmanaged => "UNMANAGED",
             Self::Size => "SIZE",
@@ -70,6 +75,8 @@ impl Stage {
 /// Why a server is left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exclusion {
+    /// It is the one that the project is to leave.
+    Left,
     /// It lacks this label.
     Labels {
         /// The label's key.
@@ -86,10 +93,10 @@ pub enum Exclusion {
     },
     /// Its status does not admit work.
     Status(ServerStatus),
-    /// Its usage report is too old.
+    /// Its usage report is too old, or it never made one and has to.
     UsageStale {
-        /// The report's age.
-        age: Duration,
+        /// The report's age; none where there is no report.
+        age: Option<Duration>,
         /// The greatest age that is taken.
         max_age: Duration,
     },
@@ -107,6 +114,7 @@ impl Exclusion {
     #[must_use]
     pub fn stage(&self) -> Stage {
         match self {
+            Self::Left => Stage::Left,
             Self::Labels { .. } => Stage::Labels,
             Self::Unmanaged => Stage::Unmanaged,
             Self::Size { .. } => Stage::Size,
@@ -121,17 +129,21 @@ impl Exclusion {
     #[must_use]
     pub fn detail(&self) -> String {
         match self {
+            Self::Left => "is where the project is now".to_owned(),
             Self::Labels { key, value } => format!("does not carry the label {key}={value}"),
             Self::Unmanaged => "is not managed".to_owned(),
             Self::Size { short } => {
                 format!("could not hold this even empty, headroom kept: short of {}", describe_short(*short))
             }
             Self::Status(status) => format!("has the status {status}, which admits no work"),
-            Self::UsageStale { age, max_age } => format!(
+            Self::UsageStale { age: Some(age), max_age } => format!(
                 "reported its usage {} s ago, and the limit is {} s",
                 age.as_secs(),
                 max_age.as_secs()
             ),
+            Self::UsageStale { age: None, .. } => {
+                "never reported its usage, which this service requires".to_owned()
+            }
             Self::Capacity { short } => format!("has no room now: short of {}", describe_short(*short)),
             Self::Ports(PortShortage::Taken { port, protocol, cause, .. }) => {
                 format!("cannot give port {port}/{protocol}, which {}", cause.describe())
@@ -153,21 +165,21 @@ pub(super) fn describe_short(short: Resources) -> String {
     missing.join(", ")
 }
 
-/// Whether a server admits work: managed, ready, and its usage report, if it ever made one, fresh.
+/// Whether a server admits work: managed, ready, and its host's usage report, if it ever made one or has to, fresh.
 ///
 /// # Errors
 /// The [`Exclusion`] of the first stage that it fails.
 pub fn admits(
     managed: bool,
     status: ServerStatus,
-    observe_time: Option<OffsetDateTime>,
+    host_report_time: Option<OffsetDateTime>,
     context: &Context,
 ) -> Result<(), Exclusion> {
     if !managed {
         return Err(Exclusion::Unmanaged);
     }
     check_status(status)?;
-    check_usage(observe_time, context)
+    check_usage(host_report_time, context)
 }
 
 /// Whether the request can be placed on the server, and with which ports.
@@ -175,6 +187,9 @@ pub fn admits(
 /// # Errors
 /// The [`Exclusion`] of the first stage that leaves the server out.
 pub fn fits(state: &ServerState, ask: &Ask<'_>, context: &Context) -> Result<Vec<PortGrant>, Exclusion> {
+    if ask.leaving == Some(&state.server.handle) {
+        return Err(Exclusion::Left);
+    }
     let lacking = ask.selector.iter().find(|(key, value)| state.server.labels.get(*key) != Some(*value));
     if let Some((key, value)) = lacking {
         return Err(Exclusion::Labels { key: key.clone(), value: value.clone() });
@@ -182,11 +197,11 @@ pub fn fits(state: &ServerState, ask: &Ask<'_>, context: &Context) -> Result<Vec
     if !state.server.managed {
         return Err(Exclusion::Unmanaged);
     }
-    if let Some(short) = shortage(ask.whole, state.server.budget(), ask) {
+    if let Some(short) = shortage(ask.whole, state.budget(), ask) {
         return Err(Exclusion::Size { short });
     }
     check_status(state.server.status)?;
-    check_usage(state.observed.as_ref().map(|observed| observed.observe_time), context)?;
+    check_usage(state.host_report_time(), context)?;
     if let Some(short) = shortage(ask.resources, state.free(), ask) {
         return Err(Exclusion::Capacity { short });
     }
@@ -199,14 +214,13 @@ fn check_status(status: ServerStatus) -> Result<(), Exclusion> {
 
 /// Both times are the database's clock, so a report comes from the future only after a failover to a clock that is behind:
 /// that counts as fresh (L28).
-fn check_usage(observe_time: Option<OffsetDateTime>, context: &Context) -> Result<(), Exclusion> {
-    let age = observe_time.map(|observed| Duration::try_from(context.now - observed).unwrap_or_default());
-    match age {
-        Some(age) if age > context.usage_max_age => {
-            Err(Exclusion::UsageStale { age, max_age: context.usage_max_age })
-        }
-        _ => Ok(()),
-    }
+fn check_usage(host_report_time: Option<OffsetDateTime>, context: &Context) -> Result<(), Exclusion> {
+    let age = host_report_time.map(|reported| Duration::try_from(context.now - reported).unwrap_or_default());
+    let fresh = match age {
+        Some(age) => age <= context.usage_max_age,
+        None => !context.usage_required,
+    };
+    if fresh { Ok(()) } else { Err(Exclusion::UsageStale { age, max_age: context.usage_max_age }) }
 }
 
 /// What is missing. A server that is over its capacity takes no new project, not even one that asks for nothing.

@@ -5,14 +5,20 @@
 
 mod explain;
 pub mod filter;
+mod relocate;
+mod replace_port;
 pub mod score;
 
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
-pub use self::explain::{Explanation, FoundServer, find_servers};
 use self::filter::{Ask, Exclusion, fits};
+pub use self::{
+    explain::{Explanation, FoundServer, find_servers},
+    relocate::{Relocation, project_not_found, relocate},
+    replace_port::{PortReplacement, replace_port},
+};
 use super::{
     Fleet, Placement, Project, Reason, Refusal, Resources, ServerHandle,
     event::Selected,
@@ -29,6 +35,8 @@ pub struct Context {
     pub now: OffsetDateTime,
     /// How old a usage report may be.
     pub usage_max_age: Duration,
+    /// Whether a server that never reported its usage takes nothing new.
+    pub usage_required: bool,
 }
 
 /// What an ensure is to do.
@@ -108,6 +116,7 @@ fn place(fleet: &Fleet, request: &EnsureRequest, context: &Context) -> Result<De
         selector: &request.selector,
         modules: &modules,
         start_port: request.start_port,
+        leaving: None,
         bound: false,
     };
     let chosen = match &request.server_handle {
@@ -174,7 +183,6 @@ fn extend(
             Some(_) => {}
         }
     }
-    let state = fleet.get(bound).ok_or_else(|| server_not_found(bound))?;
     let grow = request.resources.or(placement.reserved).short_of(placement.reserved);
     let ask = Ask {
         resources: grow,
@@ -183,14 +191,31 @@ fn extend(
         selector: &std::collections::BTreeMap::new(),
         modules: &new_modules,
         start_port: request.start_port,
+        leaving: None,
         bound: true,
     };
-    match fits(state, &ask, context) {
-        Ok(ports) => Ok(Decision::Extend { server_handle: bound.clone(), grow, ports }),
+    let ports = fit_bound(fleet, project, bound, &ask, context)?;
+    Ok(Decision::Extend { server_handle: bound.clone(), grow, ports })
+}
+
+/// The ports of something new on the server that a project is placed on.
+///
+/// # Errors
+/// `BOUND_SERVER_NOT_ADMISSIBLE` where it takes nothing new, else the [`Refusal`] of the funnel over that one server.
+fn fit_bound(
+    fleet: &Fleet,
+    project: &Project,
+    bound: &ServerHandle,
+    ask: &Ask<'_>,
+    context: &Context,
+) -> Result<Vec<PortGrant>, Refusal> {
+    let state = fleet.get(bound).ok_or_else(|| server_not_found(bound))?;
+    match fits(state, ask, context) {
+        Ok(ports) => Ok(ports),
         Err(exclusion @ (Exclusion::Unmanaged | Exclusion::Status(_) | Exclusion::UsageStale { .. })) => {
             Err(not_admissible(project, state, &exclusion))
         }
-        Err(_) => Err(explain::refuse(fleet, &ask, Some(bound), context)),
+        Err(_) => Err(explain::refuse(fleet, ask, Some(bound), context)),
     }
 }
 
@@ -209,7 +234,11 @@ fn not_admissible(project: &Project, state: &ServerState, exclusion: &Exclusion)
     .with("status", state.server.status);
     match exclusion {
         Exclusion::UsageStale { age, max_age } => {
-            refusal.with("usage_age_s", age.as_secs()).with("usage_max_age_s", max_age.as_secs())
+            let refusal = refusal.with("usage_max_age_s", max_age.as_secs());
+            match age {
+                Some(age) => refusal.with("usage_age_s", age.as_secs()),
+                None => refusal,
+            }
         }
         _ => refusal,
     }

@@ -52,7 +52,7 @@ impl Score {
         match strategy {
             Strategy::Spread => Self::Spread(SpreadScore { free_ram_mb: Reverse(free.ram_mb), handle }),
             Strategy::Binpack => {
-                let waste = waste(state.server.capacity, free, asked);
+                let waste = waste(state.terms.size, free, asked);
                 Self::Binpack(BinpackScore { waste, free_ram_mb: free.ram_mb, handle })
             }
         }
@@ -70,22 +70,26 @@ impl Score {
 
 /// Best fit over the shares of CPU and RAM left free, with a penalty for leaving one where the other is gone. A request of RAM
 /// alone ties everywhere, for nothing of it can be stranded.
-fn waste(capacity: Resources, free: Resources, asked: Resources) -> i64 {
+fn waste(size: Resources, free: Resources, asked: Resources) -> i64 {
     if asked.cpu_millis == 0 {
         return 0;
     }
     let left = free - asked;
-    let cpu = share(left.cpu_millis, capacity.cpu_millis);
+    let cpu = share(left.cpu_millis, size.cpu_millis);
     if asked.ram_mb == 0 {
         return cpu;
     }
-    let ram = share(left.ram_mb, capacity.ram_mb);
+    let ram = share(left.ram_mb, size.ram_mb);
     cpu + ram + (cpu - ram).abs()
 }
 
 fn share(part: i64, whole: i64) -> i64 {
-    // Amounts are at most 10^12, so that the product stays below 2^63.
-    if whole == 0 { 0 } else { part * WHOLE / whole }
+    match part.checked_mul(WHOLE) {
+        _ if whole == 0 => 0,
+        Some(product) => product / whole,
+        // Over-commit makes of 10^12, the most that a server has, up to 10^14. The share itself fits again.
+        None => i64::try_from(i128::from(part) * i128::from(WHOLE) / i128::from(whole)).unwrap_or(i64::MAX),
+    }
 }
 
 /// The best server that fits, with the ports that it would give.

@@ -6,6 +6,7 @@ use time::{Duration, OffsetDateTime};
 use super::*;
 use crate::domain::{
     Fleet, Reason, Resources,
+    fleet::PortStanding,
     request::EnsureRequest,
     testing::{
         Ledger, NOW, TestServer, a_fleet, a_module, a_report, a_server, an_ensure, cases, decide_new, handle,
@@ -288,7 +289,7 @@ fn the_default_range_is_between_the_privileged_and_the_ephemeral_ports() {
 #[test]
 fn ports_of_a_server_that_nobody_knows_are_passed_over() {
     let mut fleet = Fleet::default();
-    fleet.load_port(&handle("web-9"), Protocol::Tcp, port(8000), None, NOW);
+    fleet.load_port(&handle("web-9"), Protocol::Tcp, port(8000), PortStanding::Held, NOW);
     assert!(fleet.is_empty());
 }
 

@@ -11,7 +11,8 @@ use super::{NOW, TestServer, a_module, a_report, a_server, an_ensure, handle, po
 use crate::domain::{
     Port, Protocol, ResourceRequest, Resources, ServerStatus,
     request::{EnsureRequest, ModuleRequest, Strategy as Placing},
-    server::Observation,
+    resources::PerResource,
+    server::{Observation, Observer},
 };
 
 /// The handles that arbitrary servers have.
@@ -56,18 +57,25 @@ fn some_of(most: Resources) -> impl Strategy<Value = Resources> {
 pub fn arbitrary_report() -> impl Strategy<Value = Observation> {
     let age = prop_oneof![4 => Just(0i64), 1 => sample::select(vec![-1i64, 299, 300, 301, 4000])];
     let listening = collection::btree_set(PORTS, 0..3);
-    let partial = any::<bool>();
-    (age, some_of(Resources { cpu_millis: 1000, ram_mb: 1024, disk_mb: 2048 }), listening, partial).prop_map(
-        |(age, usage, listening, partial)| {
-            let listening: Vec<u32> = listening.into_iter().collect();
-            let mut report = a_report(NOW - Duration::seconds(age), usage, &listening);
-            if partial {
-                report.cpu_millis = None;
-                report.disk_mb = None;
-            }
-            report
-        },
-    )
+    let (partial, provider) = (any::<bool>(), prop::bool::weighted(0.2));
+    let usage = some_of(Resources { cpu_millis: 1000, ram_mb: 1024, disk_mb: 2048 });
+    (age, usage, listening, partial, provider).prop_map(|(age, usage, listening, partial, provider)| {
+        let listening: Vec<u32> = listening.into_iter().collect();
+        let mut report = a_report(NOW - Duration::seconds(age), usage, &listening);
+        if provider {
+            report.observer = Observer::Provider;
+        }
+        if partial {
+            report.cpu_millis = None;
+            report.disk_mb = None;
+        }
+        report
+    })
+}
+
+fn arbitrary_overcommit() -> impl Strategy<Value = PerResource<Option<i64>>> {
+    let percent = || option::weighted(0.3, sample::select(vec![100, 150, 400]));
+    (percent(), percent(), percent()).prop_map(|(cpu, ram, disk)| PerResource { cpu, ram, disk })
 }
 
 /// A server of any state, with some of it reserved and some of its ports held or resting; its handle is one of [`HANDLES`].
@@ -87,10 +95,12 @@ pub fn arbitrary_server() -> impl Strategy<Value = TestServer> {
         option::weighted(0.5, arbitrary_report()),
         collection::btree_set((arbitrary_protocol(), arbitrary_port()), 0..6),
         collection::btree_map((arbitrary_protocol(), arbitrary_port()), -1..=1i64, 0..4),
+        collection::btree_map((arbitrary_protocol(), arbitrary_port()), -1..=1i64, 0..3),
+        arbitrary_overcommit(),
     );
     (inventory, port_range, excluded, state).prop_map(
         |((name, capacity, headroom, status, managed, region), (start, width), excluded, state)| {
-            let (reserved, observed, held, resting) = state;
+            let (reserved, observed, held, resting, set_aside, overcommit_percent) = state;
             let mut server =
                 a_server(name).status(status).port_range(start, start + width).headroom(headroom);
             server.server.capacity = capacity;
@@ -105,8 +115,18 @@ pub fn arbitrary_server() -> impl Strategy<Value = TestServer> {
                 server = server.reserved(reserved);
             }
             server.observed = observed;
-            let resting = resting.into_iter().filter(|(port, _)| !held.contains(port));
-            server.resting = resting.map(|(port, until)| (port, NOW + Duration::seconds(until))).collect();
+            server.server.overcommit_percent = overcommit_percent;
+            let until = |seconds| NOW + Duration::seconds(seconds);
+            server.set_aside = set_aside
+                .into_iter()
+                .filter(|(port, _)| !held.contains(port))
+                .map(|(port, seconds)| (port, until(seconds)))
+                .collect();
+            server.resting = resting
+                .into_iter()
+                .filter(|(port, _)| !held.contains(port) && !server.set_aside.contains_key(port))
+                .map(|(port, seconds)| (port, until(seconds)))
+                .collect();
             server.held = held;
             server
         },

@@ -7,14 +7,19 @@ use uuid::Uuid;
 
 use super::{NOW, TestServer, context_at, handle, project};
 use crate::domain::{
-    Allocation, Fleet, ModuleName, Placement, Project, ProjectId, Refusal, Resources, Server, ServerHandle,
+    Allocation, Fleet, ModuleName, Placement, Project, ProjectId, Refusal, ResourceRequest, Resources,
+    Server, ServerHandle,
     event::{
-        Ensured, LogEntry, Operation, Refused, Released, Requested, Served, ServerChange, ServerChanged,
+        Ensured, LogEntry, Operation, PolicyChanged, PortReplaced, Refused, Released, Relocated, Requested,
+        Served, ServerChange, ServerChanged,
     },
     inventory::check_removable,
     line::decide_in_line,
-    placement::{Context, Decision},
-    request::EnsureRequest,
+    placement::{Context, Decision, PortReplacement, Relocation, relocate, replace_port},
+    policy::FleetPolicy,
+    ports::PortGrant,
+    request::{EnsureRequest, PortInUseReport, RelocateRequest},
+    resources::PerResource,
     server::Observation,
 };
 
@@ -45,6 +50,9 @@ pub enum Committed {
 impl Ledger {
     /// For how long a port rests.
     pub const PORT_REST: Duration = Duration::seconds(60);
+
+    /// For how long a port is set aside.
+    pub const PORT_SET_ASIDE: Duration = Duration::seconds(3600);
 
     /// A ledger in which the servers are registered, and nothing is placed.
     pub fn of<'a>(servers: impl IntoIterator<Item = &'a TestServer>) -> Self {
@@ -150,23 +158,15 @@ impl Ledger {
         let placement = project.placement.get_or_insert_with(|| Placement {
             server_handle: server_handle.clone(),
             reserved: Resources::ZERO,
+            selector: request.selector.clone(),
+            start_port: request.start_port,
             revision: 0,
             create_time: now,
             update_time: now,
         });
         placement.reserved += grown;
         let ports = decision.as_ref().map(Decision::ports).unwrap_or_default();
-        let allocations: Vec<_> = ports
-            .iter()
-            .enumerate()
-            .map(|(index, grant)| Allocation {
-                id: Uuid::from_u128((self.log.len() * 100 + index) as u128),
-                module: grant.module.clone(),
-                protocol: grant.protocol,
-                port: grant.port,
-                create_time: now,
-            })
-            .collect();
+        let allocations = self.allocations(ports);
         project.allocations.extend(allocations.iter().cloned());
         project.allocations.sort_by(|a, b| a.module.cmp(&b.module));
         let ensured = Ensured {
@@ -181,6 +181,75 @@ impl Ledger {
         self.record(Some(project.id.clone()), Some(server_handle.clone()), Operation::Ensured(ensured));
         self.projects.insert(project.id.clone(), project);
         decision
+    }
+
+    /// The allocations that a decision gives.
+    fn allocations(&self, grants: &[PortGrant]) -> Vec<Allocation> {
+        let id = |index: usize| Uuid::from_u128((self.log.len() * 100 + index) as u128);
+        let allocation = |(index, grant): (usize, &PortGrant)| Allocation {
+            id: id(index),
+            module: grant.module.clone(),
+            protocol: grant.protocol,
+            port: grant.port,
+            pinned: grant.pinned,
+            create_time: self.now(),
+        };
+        grants.iter().enumerate().map(allocation).collect()
+    }
+
+    /// Relocates, and commits what is decided.
+    pub fn relocate(&mut self, request: &RelocateRequest) -> Result<Relocation, Refusal> {
+        let mut project = self.project(&request.project_id);
+        let relocation = relocate(&self.fleet, &project, request, &self.context())?;
+        let Relocation::Move { server_handle, selected, ports } = &relocation else { return Ok(relocation) };
+        let allocations = self.allocations(ports);
+        let address = |handle: &ServerHandle| self.fleet.get(handle).unwrap().server.address.clone();
+        let placement = project.placement.as_mut().unwrap();
+        let from_server_handle = std::mem::replace(&mut placement.server_handle, server_handle.clone());
+        let operation = Operation::Relocated(Relocated {
+            from_server_address: address(&from_server_handle),
+            from_server_handle,
+            server_address: address(server_handle),
+            selected: *selected,
+            reserved: placement.reserved,
+            released: std::mem::replace(&mut project.allocations, allocations.clone()),
+            free_after: self.now() + Self::PORT_REST,
+            allocations,
+        });
+        self.record(Some(project.id.clone()), Some(server_handle.clone()), operation);
+        self.projects.insert(project.id.clone(), project);
+        Ok(relocation)
+    }
+
+    /// Takes a report of a port in use, and commits what is decided.
+    pub fn report_port_in_use(&mut self, report: &PortInUseReport) -> Result<PortReplacement, Refusal> {
+        let mut project = self.project(&report.project_id);
+        let replacement = replace_port(&self.fleet, &project, report, &self.context())?;
+        let PortReplacement::Replace { held, grant } = &replacement else { return Ok(replacement) };
+        let allocation = self.allocations(std::slice::from_ref(grant)).remove(0);
+        let server_handle = project.placement.as_ref().unwrap().server_handle.clone();
+        for standing in &mut project.allocations {
+            if standing.module == held.module {
+                *standing = allocation.clone();
+            }
+        }
+        let operation = Operation::PortReplaced(PortReplaced {
+            server_address: self.fleet.get(&server_handle).unwrap().server.address.clone(),
+            set_aside: held.clone(),
+            until: self.now() + Self::PORT_SET_ASIDE,
+            detail: report.detail.clone(),
+            allocation,
+        });
+        self.record(Some(project.id.clone()), Some(server_handle), operation);
+        self.projects.insert(project.id.clone(), project);
+        Ok(replacement)
+    }
+
+    /// Changes the policy.
+    pub fn set_policy(&mut self, policy: FleetPolicy) {
+        if policy != *self.fleet.policy() {
+            self.record(None, None, Operation::PolicyChanged(PolicyChanged { policy }));
+        }
     }
 
     /// Releases modules of a project, or all where none is named; returns what was given back.
@@ -233,19 +302,47 @@ impl Ledger {
         self.log.push(Committed::Entry(Box::new(entry)));
     }
 
+    /// A server that says itself what the policy says for it.
+    fn spelled_out(&self, server: &Server) -> Server {
+        let policy = self.fleet.policy();
+        let or_default = |own: Option<i64>, capacity: i64, amount: i64, percent: i64| {
+            let share = capacity * percent / 100 + i64::from(capacity * percent % 100 != 0);
+            Some(own.unwrap_or(if amount > share { amount } else { share }))
+        };
+        let (own, capacity) = (server.headroom, server.capacity);
+        let (amount, percent) = (policy.headroom, policy.headroom_percent);
+        let ratio = |own: Option<i64>, policy: i64| own.or(Some(policy));
+        Server {
+            headroom: ResourceRequest {
+                cpu_millis: or_default(own.cpu_millis, capacity.cpu_millis, amount.cpu_millis, percent.cpu),
+                ram_mb: or_default(own.ram_mb, capacity.ram_mb, amount.ram_mb, percent.ram),
+                disk_mb: or_default(own.disk_mb, capacity.disk_mb, amount.disk_mb, percent.disk),
+            },
+            overcommit_percent: PerResource {
+                cpu: ratio(server.overcommit_percent.cpu, policy.overcommit_percent.cpu),
+                ram: ratio(server.overcommit_percent.ram, policy.overcommit_percent.ram),
+                disk: ratio(server.overcommit_percent.disk, policy.overcommit_percent.disk),
+            },
+            ..server.clone()
+        }
+    }
+
     /// The servers as the log's bookkeeper would write them down: every sum counted anew from what the projects hold, every
     /// resting port from what was given back.
+    ///
+    /// The policy is written out on each server, so that these stand for themselves.
     pub fn servers(&self) -> Vec<TestServer> {
         let mut servers: Vec<_> = self
             .fleet
             .iter()
             .map(|state| TestServer {
-                server: state.server.clone(),
+                server: self.spelled_out(&state.server),
                 reserved: Resources::ZERO,
                 placement_count: 0,
                 observed: state.observed.clone(),
                 held: BTreeSet::new(),
                 resting: BTreeMap::new(),
+                set_aside: BTreeMap::new(),
             })
             .collect();
         for server in &mut servers {
@@ -259,6 +356,7 @@ impl Ledger {
                             && changed.changes.contains(&ServerChange::Removed) =>
                     {
                         server.resting.clear();
+                        server.set_aside.clear();
                     }
                     Operation::Released(released) if entry.server_handle.as_ref() == Some(&name) => {
                         for allocation in &released.allocations {
@@ -267,10 +365,27 @@ impl Ledger {
                                 .insert((allocation.protocol, allocation.port), released.free_after);
                         }
                     }
-                    Operation::Ensured(ensured) if entry.server_handle.as_ref() == Some(&name) => {
-                        for allocation in &ensured.allocations {
-                            server.resting.remove(&(allocation.protocol, allocation.port));
+                    Operation::Ensured(Ensured { allocations, .. })
+                        if entry.server_handle.as_ref() == Some(&name) =>
+                    {
+                        server.take(allocations);
+                    }
+                    Operation::Relocated(relocated) => {
+                        if relocated.from_server_handle == name {
+                            for allocation in &relocated.released {
+                                server
+                                    .resting
+                                    .insert((allocation.protocol, allocation.port), relocated.free_after);
+                            }
                         }
+                        if entry.server_handle.as_ref() == Some(&name) {
+                            server.take(&relocated.allocations);
+                        }
+                    }
+                    Operation::PortReplaced(replaced) if entry.server_handle.as_ref() == Some(&name) => {
+                        let Allocation { protocol, port, .. } = replaced.set_aside;
+                        server.set_aside.insert((protocol, port), replaced.until);
+                        server.take(std::slice::from_ref(&replaced.allocation));
                     }
                     _ => {}
                 }
@@ -289,5 +404,15 @@ impl Ledger {
             }
         }
         servers
+    }
+}
+
+impl TestServer {
+    /// Ports that are given neither rest nor are set aside.
+    fn take(&mut self, allocations: &[Allocation]) {
+        for Allocation { protocol, port, .. } in allocations {
+            self.resting.remove(&(*protocol, *port));
+            self.set_aside.remove(&(*protocol, *port));
+        }
     }
 }

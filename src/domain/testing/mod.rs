@@ -25,11 +25,13 @@ pub use self::ledger::Ledger;
 use super::{
     Fleet, ModuleName, Port, PortRange, Project, ProjectId, Protocol, Refusal, ResourceRequest, Resources,
     Server, ServerHandle, ServerStatus,
-    fleet::{ServerRow, ServerState},
+    fleet::{PortStanding, ServerRow, ServerState},
     placement::{Context, Decision, decide},
+    policy::FleetPolicy,
     ports::{DEFAULT_START_PORT, PortGrant},
     request::{EnsureRequest, ModuleRequest, Strategy},
-    server::Observation,
+    resources::PerResource,
+    server::{Observation, Observer},
 };
 
 /// When tests happen.
@@ -45,7 +47,7 @@ pub fn context() -> Context {
 
 /// Another time than [`NOW`].
 pub fn context_at(now: OffsetDateTime) -> Context {
-    Context { now, usage_max_age: MAX_AGE }
+    Context { now, usage_max_age: MAX_AGE, usage_required: false }
 }
 
 /// A number of property test cases, with the same seed each time so that a run can be repeated. `PROPTEST_CASES` and
@@ -106,6 +108,8 @@ pub struct TestServer {
     pub held: BTreeSet<(Protocol, Port)>,
     /// The ports that rest, and until when.
     pub resting: BTreeMap<(Protocol, Port), OffsetDateTime>,
+    /// The ports that are set aside, and until when.
+    pub set_aside: BTreeMap<(Protocol, Port), OffsetDateTime>,
 }
 
 /// An empty server that is ready, with 16384 MB RAM, 102400 MB disk, 8 CPUs and the default port range, and no usage report.
@@ -119,7 +123,8 @@ pub fn a_server(name: &str) -> TestServer {
             managed: true,
             labels: BTreeMap::new(),
             capacity: Resources { cpu_millis: 8000, ram_mb: 16384, disk_mb: 102_400 },
-            headroom: Resources::ZERO,
+            headroom: ResourceRequest::default(),
+            overcommit_percent: PerResource::default(),
             port_range: PortRange::DEFAULT,
             excluded_ports: Vec::new(),
             source: String::new(),
@@ -130,6 +135,7 @@ pub fn a_server(name: &str) -> TestServer {
         observed: None,
         held: BTreeSet::new(),
         resting: BTreeMap::new(),
+        set_aside: BTreeMap::new(),
     }
 }
 
@@ -154,7 +160,7 @@ impl TestServer {
 
     /// What is kept free of placements.
     pub fn headroom(mut self, headroom: Resources) -> Self {
-        self.server.headroom = headroom;
+        self.server.headroom = ResourceRequest::of(headroom);
         self
     }
 
@@ -220,6 +226,18 @@ impl TestServer {
         self
     }
 
+    /// How much may be reserved for each hundred that there is.
+    pub fn overcommit(mut self, percent: i64) -> Self {
+        self.server.overcommit_percent = PerResource::all(Some(percent));
+        self
+    }
+
+    /// Its source sees this in use.
+    pub fn seeded(mut self, usage: Resources) -> Self {
+        self.observed = Some(Observation { observer: Observer::Provider, ..a_report(NOW, usage, &[]) });
+        self
+    }
+
     /// Reported its usage so many seconds before [`NOW`].
     pub fn reported(mut self, seconds_ago: i64, usage: Resources, listening_ports: &[u32]) -> Self {
         self.observed = Some(a_report(NOW - time::Duration::seconds(seconds_ago), usage, listening_ports));
@@ -232,7 +250,7 @@ impl TestServer {
             reserved: self.reserved,
             placement_count: self.placement_count,
             observed: self.observed.clone(),
-            ..ServerState::empty(self.server.clone())
+            ..ServerState::empty(self.server.clone(), &FleetPolicy::default())
         }
     }
 }
@@ -240,6 +258,7 @@ impl TestServer {
 /// A usage report.
 pub fn a_report(observe_time: OffsetDateTime, usage: Resources, listening_ports: &[u32]) -> Observation {
     Observation {
+        observer: Observer::Host,
         cpu_millis: Some(usage.cpu_millis),
         ram_mb: Some(usage.ram_mb),
         disk_mb: Some(usage.disk_mb),
@@ -257,15 +276,20 @@ pub fn a_fleet<'a>(servers: impl IntoIterator<Item = &'a TestServer>) -> Fleet {
 pub fn a_fleet_at<'a>(now: OffsetDateTime, servers: impl IntoIterator<Item = &'a TestServer>) -> Fleet {
     let mut fleet = Fleet::default();
     for server in servers {
-        fleet.load_row(ServerRow { state: server.state(), revision: 1 });
-        for (protocol, port) in &server.held {
-            fleet.load_port(&server.server.handle, *protocol, *port, None, now);
-        }
-        for ((protocol, port), until) in &server.resting {
-            fleet.load_port(&server.server.handle, *protocol, *port, Some(*until), now);
-        }
+        load(&mut fleet, server, now);
     }
     fleet
+}
+
+/// Adds a server as if read from the tables.
+pub fn load(fleet: &mut Fleet, server: &TestServer, now: OffsetDateTime) {
+    fleet.load_row(ServerRow { state: server.state(), revision: 1 });
+    let held = server.held.iter().map(|key| (key, PortStanding::Held));
+    let resting = server.resting.iter().map(|(key, until)| (key, PortStanding::Resting(*until)));
+    let set_aside = server.set_aside.iter().map(|(key, until)| (key, PortStanding::SetAside(*until)));
+    for ((protocol, port), standing) in held.chain(resting).chain(set_aside) {
+        fleet.load_port(&server.server.handle, *protocol, *port, standing, now);
+    }
 }
 
 /// A request that names a project and nothing else.

@@ -6,9 +6,11 @@ use std::cmp::Ordering;
 
 use super::TestServer;
 use crate::domain::{
-    ModuleName, Port, PortRange, Project, Protocol, Reason, Resources, ServerHandle, ServerStatus,
+    ModuleName, Port, PortRange, Project, Protocol, Reason, ResourceRequest, Resources, ServerHandle,
+    ServerStatus,
     placement::{Context, Decision},
-    request::{EnsureRequest, ModuleRequest, Strategy},
+    request::{EnsureRequest, ModuleRequest, PortInUseReport, RelocateRequest, Strategy},
+    server::{Observation, Observer},
 };
 
 /// The port of each module.
@@ -160,6 +162,67 @@ fn ensure(
     }
 }
 
+/// What a relocation comes to: what a new project would be told that asks for all that this one holds, were there only the
+/// other servers.
+pub fn relocation(
+    servers: &[TestServer],
+    project: &Project,
+    request: &RelocateRequest,
+    context: &Context,
+) -> Verdict {
+    let Some(placement) = &project.placement else { return Verdict::Refused(Reason::ProjectNotFound) };
+    let bound = &placement.server_handle;
+    let known = |handle: &ServerHandle| servers.iter().any(|server| server.server.handle == *handle);
+    let named = [&request.server_handle, &request.from_server_handle];
+    if named.into_iter().flatten().any(|handle| !known(handle)) {
+        return Verdict::Refused(Reason::ServerNotFound);
+    }
+    if request.server_handle.as_ref() == Some(bound)
+        || request.from_server_handle.as_ref().is_some_and(|from| from != bound)
+    {
+        return Verdict::Unchanged;
+    }
+    let others: Vec<_> = servers.iter().filter(|server| server.server.handle != *bound).cloned().collect();
+    let modules = project.allocations.iter().map(|held| ModuleRequest {
+        name: held.module.clone(),
+        port: if held.pinned { Some(held.port) } else { None },
+        protocol: Some(held.protocol),
+    });
+    let as_new = EnsureRequest {
+        project_id: project.id.clone(),
+        modules: modules.collect(),
+        resources: ResourceRequest::of(placement.reserved),
+        server_handle: request.server_handle.clone(),
+        selector: placement.selector.clone(),
+        start_port: placement.start_port,
+        strategy: request.strategy,
+    };
+    place(&others, &as_new, context).unwrap_or_else(Verdict::Refused)
+}
+
+/// What a report of a port in use comes to; none where the module holds another port, or there is no such module.
+pub fn replacement(
+    servers: &[TestServer],
+    project: &Project,
+    report: &PortInUseReport,
+    context: &Context,
+) -> Option<Result<(Protocol, Port), Reason>> {
+    let placement = project.placement.as_ref()?;
+    let held = project.allocations.iter().find(|held| held.module == report.module)?;
+    if held.port != report.port {
+        return None;
+    }
+    let server = servers.iter().find(|server| server.server.handle == placement.server_handle)?;
+    let module = ModuleRequest { name: held.module.clone(), port: None, protocol: Some(held.protocol) };
+    let request = EnsureRequest { start_port: report.start_port, ..super::an_ensure(project.id.as_str()) };
+    let nothing = Resources::ZERO;
+    Some(match extension(server, placement.reserved, nothing, &[module], &request, context) {
+        Ok(ports) => Ok((ports[0].1, ports[0].2)),
+        Err(Stop::Unmanaged | Stop::Status | Stop::Stale) => Err(Reason::BoundServerNotAdmissible),
+        Err(stop) => Err(stop.reason()),
+    })
+}
+
 fn place(servers: &[TestServer], request: &EnsureRequest, context: &Context) -> Result<Verdict, Reason> {
     let asked = asked(request);
     let stops = stops(servers, request, context);
@@ -261,10 +324,20 @@ fn extension(
     ports(server, modules, request, context).map_err(Stop::NoPort)
 }
 
-/// Capacity, headroom, reserved, observed and asked, for each resource.
+/// Capacity with over-commit, headroom, reserved, observed and asked, for each resource.
 fn amounts(server: &TestServer, asked: Resources) -> [(i64, i64, i64, i64, i64); 3] {
     let TestServer { server, reserved, observed, .. } = server;
-    let (capacity, headroom) = (server.capacity, server.headroom);
+    let percent = server.overcommit_percent;
+    let capacity = Resources {
+        cpu_millis: server.capacity.cpu_millis * percent.cpu.unwrap_or(100) / 100,
+        ram_mb: server.capacity.ram_mb * percent.ram.unwrap_or(100) / 100,
+        disk_mb: server.capacity.disk_mb * percent.disk.unwrap_or(100) / 100,
+    };
+    let headroom = Resources {
+        cpu_millis: server.headroom.cpu_millis.unwrap_or(0),
+        ram_mb: server.headroom.ram_mb.unwrap_or(0),
+        disk_mb: server.headroom.disk_mb.unwrap_or(0),
+    };
     let observed = observed.as_ref();
     [
         (
@@ -295,10 +368,18 @@ fn admission(server: &TestServer, context: &Context) -> Result<(), Stop> {
     if server.server.status != ServerStatus::Ready {
         return Err(Stop::Status);
     }
-    if let Some(observed) = &server.observed
-        && observed.observe_time + context.usage_max_age < context.now
-    {
-        return Err(Stop::Stale);
+    match &server.observed {
+        Some(Observation { observer: Observer::Host, observe_time, .. }) => {
+            if *observe_time + context.usage_max_age < context.now {
+                return Err(Stop::Stale);
+            }
+        }
+        // A source's figure is no report of the host.
+        Some(Observation { observer: Observer::Provider, .. }) | None => {
+            if context.usage_required {
+                return Err(Stop::Stale);
+            }
+        }
     }
     Ok(())
 }
@@ -318,11 +399,14 @@ fn ports(
         let excluded = server.server.excluded_ports.iter().any(|range| in_range(range, port));
         in_range(&server.server.port_range, port) && !excluded && !listened_on
     };
+    let is_set_aside = |protocol: Protocol, port: Port| {
+        server.set_aside.get(&(protocol, port)).is_some_and(|until| *until > context.now)
+    };
     let mut taken = server.held.clone();
     for module in modules {
         if let Some(port) = module.port {
             let claim = (module.protocol.unwrap_or(Protocol::Tcp), port);
-            if !may_be_given(port) || !taken.insert(claim) {
+            if !may_be_given(port) || is_set_aside(claim.0, port) || !taken.insert(claim) {
                 return Err(Reason::PortTaken);
             }
         }
@@ -338,7 +422,10 @@ fn ports(
         let free: Vec<Port> = (range.start.get()..=range.end.get())
             .map(|number| Port::try_from(u32::from(number)).unwrap())
             .filter(|port| {
-                *port >= request.start_port && may_be_given(*port) && !taken.contains(&(protocol, *port))
+                *port >= request.start_port
+                    && may_be_given(*port)
+                    && !is_set_aside(protocol, *port)
+                    && !taken.contains(&(protocol, *port))
             })
             .collect();
         let rested = free
@@ -366,8 +453,9 @@ fn better(a: &TestServer, b: &TestServer, asked: Resources, strategy: Strategy) 
                 let millionths = |left: i64, of: i64| {
                     if of == 0 { 0 } else { i128::from(left) * 1_000_000 / i128::from(of) }
                 };
-                let cpu_left = millionths(cpu - asked.cpu_millis, server.server.capacity.cpu_millis);
-                let ram_left = millionths(ram - asked.ram_mb, server.server.capacity.ram_mb);
+                let [(cpu_size, ..), (ram_size, ..), _] = amounts(server, asked);
+                let cpu_left = millionths(cpu - asked.cpu_millis, cpu_size);
+                let ram_left = millionths(ram - asked.ram_mb, ram_size);
                 match (asked.cpu_millis, asked.ram_mb) {
                     (0, _) => 0,
                     (_, 0) => cpu_left,

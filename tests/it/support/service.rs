@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use resource_allocator::{
     allocator::AllocatorOptions,
-    domain::request::Strategy,
+    domain::{policy::PolicyPatch, request::Strategy},
     http::Origin,
     proto::v1::{
         self, resource_allocator_client::ResourceAllocatorClient,
@@ -60,6 +60,7 @@ impl TestServiceBuilder {
             store: StoreOptions { connect, max_connections: 16, acquire_timeout: Duration::from_secs(5) },
             allocator: self.allocator,
             strategy: self.strategy,
+            policy: PolicyPatch::default(),
             inventory: Vec::new(),
         };
         let running = server::start(options, shutdown.clone()).await.unwrap();

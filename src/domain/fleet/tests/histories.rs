@@ -2,15 +2,16 @@
 
 use std::time::Duration as Age;
 
-use proptest::{collection, prelude::*, sample};
+use proptest::{collection, option, prelude::*, sample};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::*;
 use crate::domain::{
-    Project, Refusal, ServerStatus,
-    placement::{Decision, decide},
+    ModuleName, Project, Refusal, ServerStatus,
+    placement::{Decision, PortReplacement, Relocation, decide},
     ports::{PortShortage, TakenCause},
-    request::EnsureRequest,
+    request::{EnsureRequest, PortInUseReport, RelocateRequest, Strategy as Placing},
+    resources::PerResource,
     testing::{
         a_fleet_at, a_module,
         arbitrary::{HANDLES, PORTS, arbitrary_ensure, arbitrary_report, arbitrary_server},
@@ -36,11 +37,14 @@ fn replayed(log: &[Committed]) -> Fleet {
                     Operation::Ensured(ensured) => Operation::Ensured(stored(ensured)),
                     Operation::Refused(refused) => Operation::Refused(stored(refused)),
                     Operation::Released(released) => Operation::Released(stored(released)),
+                    Operation::Relocated(relocated) => Operation::Relocated(stored(relocated)),
+                    Operation::PortReplaced(replaced) => Operation::PortReplaced(stored(replaced)),
+                    Operation::PolicyChanged(changed) => Operation::PolicyChanged(stored(changed)),
                     Operation::ServerChanged(changed) => Operation::ServerChanged(stored(changed)),
                     Operation::Waiting(waiting) => Operation::Waiting(stored(waiting)),
                     Operation::LeftLine(left) => Operation::LeftLine(stored(left)),
                 };
-                fleet.apply(&LogEntry { operation, ..*entry.clone() });
+                fleet.apply(&LogEntry { operation, ..entry.as_ref().clone() });
             }
             Committed::Usage(handle, observation) => fleet.observe(handle, observation.clone()),
         }
@@ -56,6 +60,10 @@ enum Step {
     Ensure(EnsureRequest),
     Release(&'static str, Vec<&'static str>),
     Usage(&'static str, Observation),
+    Relocate(RelocateRequest),
+    /// A module of a project, and whether it is its own port that is reported.
+    PortInUse(&'static str, usize, bool),
+    Policy(FleetPolicy),
     Pass(i64),
 }
 
@@ -68,8 +76,37 @@ fn arbitrary_step() -> impl Strategy<Value = Step> {
         8 => arbitrary_ensure().prop_map(Step::Ensure),
         4 => (names(), modules()).prop_map(|(name, modules)| Step::Release(name, modules)),
         2 => (sample::select(HANDLES.to_vec()), arbitrary_report()).prop_map(|(name, report)| Step::Usage(name, report)),
-        2 => sample::select(vec![1, 30, 60, 200]).prop_map(Step::Pass),
+        3 => arbitrary_relocation().prop_map(Step::Relocate),
+        2 => (names(), 0..3usize, prop::bool::weighted(0.8)).prop_map(|(name, module, own)| Step::PortInUse(name, module, own)),
+        1 => arbitrary_policy().prop_map(Step::Policy),
+        2 => sample::select(vec![1, 30, 60, 200, 3600]).prop_map(Step::Pass),
     ]
+}
+
+fn arbitrary_relocation() -> impl Strategy<Value = RelocateRequest> {
+    let server = |probability| option::weighted(probability, sample::select(HANDLES.to_vec()));
+    (sample::select(vec!["blog", "bot", "shop", "wiki"]), server(0.3), server(0.3), any::<bool>()).prop_map(
+        |(name, to, from, binpack)| RelocateRequest {
+            project_id: project(name),
+            server_handle: to.map(handle),
+            from_server_handle: from.map(handle),
+            strategy: if binpack { Placing::Binpack } else { Placing::Spread },
+        },
+    )
+}
+
+fn arbitrary_policy() -> impl Strategy<Value = FleetPolicy> {
+    let figures = |figures: &[i64]| {
+        let figure = sample::select(figures.to_vec());
+        (figure.clone(), figure.clone(), figure).prop_map(|(cpu, ram, disk)| PerResource { cpu, ram, disk })
+    };
+    (figures(&[0, 0, 100]), figures(&[0, 7, 50]), figures(&[100, 100, 130, 400])).prop_map(
+        |(headroom, headroom_percent, overcommit_percent)| FleetPolicy {
+            headroom: Resources { cpu_millis: headroom.cpu, ram_mb: headroom.ram, disk_mb: headroom.disk },
+            headroom_percent,
+            overcommit_percent,
+        },
+    )
 }
 
 /// Some servers that admit, and what then happens.
@@ -106,6 +143,25 @@ fn take(ledger: &mut Ledger, step: &Step) {
             }
         }
         Step::Pass(seconds) => ledger.clock += seconds,
+        Step::Policy(policy) => ledger.set_policy(*policy),
+        Step::Relocate(request) => {
+            let project = ledger.project(&request.project_id);
+            let expected = oracle::relocation(&ledger.servers(), &project, request, &ledger.context());
+            let verdict = match ledger.relocate(request) {
+                Ok(Relocation::Unchanged) => Verdict::Unchanged,
+                Ok(Relocation::Move { server_handle, ports, .. }) => Verdict::Given {
+                    server_handle,
+                    added: project.placement.unwrap().reserved,
+                    ports: ports
+                        .into_iter()
+                        .map(|grant| (grant.module, grant.protocol, grant.port))
+                        .collect(),
+                },
+                Err(refusal) => Verdict::Refused(refusal.reason),
+            };
+            assert_eq!(verdict, expected);
+        }
+        Step::PortInUse(name, module, own) => report_port_in_use(ledger, name, *module, *own),
         Step::Ensure(request) => {
             let project = ledger.project(&request.project_id);
             let expected = oracle::verdict(&ledger.servers(), &project, request, &ledger.context());
@@ -119,6 +175,29 @@ fn take(ledger: &mut Ledger, step: &Step) {
             assert_eq!(verdict, expected);
         }
     }
+}
+
+fn report_port_in_use(ledger: &mut Ledger, name: &str, module: usize, own: bool) {
+    let project = ledger.held_by(name);
+    let held = project.allocations.get(module).or(project.allocations.first());
+    let report = PortInUseReport {
+        project_id: project.id.clone(),
+        module: held.map_or_else(ModuleName::backend, |held| held.module.clone()),
+        port: held.filter(|_| own).map_or(port(9999), |held| held.port),
+        start_port: port(8000),
+        detail: "nginx".to_owned(),
+    };
+    let expected = oracle::replacement(&ledger.servers(), &project, &report, &ledger.context());
+    let replaced = match ledger.report_port_in_use(&report) {
+        Ok(PortReplacement::Replace { grant, .. }) => Some(Ok((grant.protocol, grant.port))),
+        Ok(PortReplacement::Unchanged) => None,
+        Err(refusal) if refusal.reason == Reason::ProjectNotFound => {
+            assert!(project.placement.is_none());
+            None
+        }
+        Err(refusal) => Some(Err(refusal.reason)),
+    };
+    assert_eq!(replaced, expected);
 }
 
 /// Rule 5: no ensure takes a server's reserved capacity above its capacity less its headroom.
@@ -208,13 +287,13 @@ proptest! {
         for step in &history {
             take(&mut ledger, step);
         }
-        // A project of its own, after a while in which everything has rested, with one server at least that has room for it.
+        // A project of its own, after a while in which everything has rested and nothing is set aside any more, with one server at least that has room for it.
         let request = EnsureRequest { project_id: project("guest"), server_handle: None, ..request };
         let more = EnsureRequest { project_id: project("guest"), server_handle: None, ..more };
-        let mut roomy = a_server("roomy").ram(9000).port_range(7998, 8020);
+        let mut roomy = a_server("roomy").ram(9000).port_range(7998, 8020).headroom(Resources::ZERO);
         roomy.server.labels = request.selector.clone();
         ledger.put(&roomy);
-        ledger.clock += 60;
+        ledger.clock += 3600;
         let before = sums(&ledger.fleet);
         let first = decide(&ledger.fleet, &ledger.held_by("guest"), &request, &ledger.context());
         ledger.ensure(&request).unwrap();
@@ -233,6 +312,7 @@ proptest! {
         let rested = Context {
             now: ledger.now() + Ledger::PORT_REST,
             usage_max_age: ledger.context().usage_max_age + Age::from_mins(1),
+            usage_required: false,
         };
         prop_assert_eq!(decide(&ledger.fleet, &ledger.held_by("guest"), &request, &rested), first);
     }

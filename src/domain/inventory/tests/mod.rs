@@ -18,6 +18,7 @@ fn spec(server: TestServer) -> ServerSpec {
         labels,
         capacity,
         headroom,
+        overcommit_percent,
         port_range,
         excluded_ports,
         source,
@@ -32,10 +33,12 @@ fn spec(server: TestServer) -> ServerSpec {
         labels,
         capacity,
         headroom,
+        overcommit_percent,
         port_range,
         excluded_ports,
         source,
         external_id,
+        seed: None,
     }
 }
 

@@ -77,9 +77,15 @@ fn a_patch_changes_what_it_names_and_nothing_else() {
     let amount = ResourceRequest { disk_mb: Some(0), ..ResourceRequest::default() };
     let (field, after) = changed(ServerPatch { capacity: amount, ..patch() });
     assert_eq!((field, after.capacity), ("capacity", Resources { disk_mb: 0, ..standing.capacity }));
-    let amount = ResourceRequest { ram_mb: Some(0), ..ResourceRequest::default() };
-    let (field, after) = changed(ServerPatch { headroom: amount, ..patch() });
-    assert_eq!((field, after.headroom), ("headroom", Resources::ZERO));
+    let headroom = vec![(Resource::Ram, Some(0))];
+    let (field, after) = changed(ServerPatch { headroom, ..patch() });
+    assert_eq!((field, after.headroom.ram_mb), ("headroom", Some(0)));
+    let headroom = vec![(Resource::Ram, None)];
+    let (field, after) = changed(ServerPatch { headroom, ..patch() });
+    assert_eq!((field, after.headroom.ram_mb), ("headroom", None), "back to the fleet's default");
+    let overcommit_percent = vec![(Resource::Cpu, Some(400))];
+    let (field, after) = changed(ServerPatch { overcommit_percent, ..patch() });
+    assert_eq!((field, after.overcommit_percent.cpu), ("overcommit_percent", Some(400)));
 }
 
 #[test]

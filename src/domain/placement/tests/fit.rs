@@ -108,8 +108,44 @@ fn admission_is_the_funnel_without_the_fit() {
     let limit = std::time::Duration::from_secs(301);
     assert_eq!(
         admits(true, ServerStatus::Ready, stale, &context),
-        Err(Exclusion::UsageStale { age: limit, max_age: MAX_AGE })
+        Err(Exclusion::UsageStale { age: Some(limit), max_age: MAX_AGE })
     );
     assert_eq!(admits(true, ServerStatus::Ready, None, &context), Ok(()));
+    let strict = crate::domain::placement::Context { usage_required: true, ..context };
+    assert_eq!(
+        admits(true, ServerStatus::Ready, None, &strict),
+        Err(Exclusion::UsageStale { age: None, max_age: MAX_AGE })
+    );
+    assert_eq!(admits(true, ServerStatus::Ready, Some(NOW), &strict), Ok(()));
     assert!(!Fleet::default().admits(&handle("web-9"), &context));
+}
+
+#[test]
+fn over_commit_lets_more_be_reserved_than_there_is() {
+    let fleet = a_fleet(&[a_server("web-1").cpu(1000).ram(1000).overcommit(150)]);
+    let fits = |cpu, ram| decide_new(&fleet, &an_ensure("shop").cpu(cpu).ram(ram)).is_ok();
+    assert!(fits(1500, 1500));
+    assert!(!fits(1501, 1500) && !fits(1500, 1501));
+}
+
+#[test]
+fn l22_a_sources_figure_counts_and_does_not_grow_stale() {
+    let seeded = a_server("web-1").ram(1000).seeded(ram(600));
+    let fleet = a_fleet(&[seeded]);
+    assert!(decide_new(&fleet, &an_ensure("shop").ram(400)).is_ok());
+    assert!(decide_new(&fleet, &an_ensure("shop").ram(401)).is_err());
+    let later = crate::domain::testing::context_at(NOW + time::Duration::days(9));
+    assert!(fleet.admits(&handle("web-1"), &later));
+    // Where reports are required, it is none.
+    assert!(
+        !fleet.admits(&handle("web-1"), &crate::domain::placement::Context { usage_required: true, ..later })
+    );
+}
+
+#[test]
+fn l22_a_sources_figure_does_not_replace_what_the_host_reported() {
+    let mut fleet = a_fleet(&[a_server("web-1").reported(0, ram(600), &[])]);
+    let seed = a_server("web-1").seeded(ram(1)).observed.unwrap();
+    fleet.observe(&handle("web-1"), seed);
+    assert_eq!(fleet.get(&handle("web-1")).unwrap().observed.as_ref().unwrap().ram_mb, Some(600));
 }

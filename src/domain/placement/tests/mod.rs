@@ -6,5 +6,6 @@ mod bound;
 mod fit;
 mod funnel;
 mod refusals;
+mod relocations;
 mod rules;
 mod strategies;

@@ -169,13 +169,7 @@ proptest! {
         }
         prop_assert!(fleet.is_empty());
         for server in &servers {
-            fleet.load_row(crate::domain::fleet::ServerRow { state: server.state(), revision: 1 });
-            for (protocol, port) in &server.held {
-                fleet.load_port(&server.server.handle, *protocol, *port, None, NOW);
-            }
-            for ((protocol, port), until) in &server.resting {
-                fleet.load_port(&server.server.handle, *protocol, *port, Some(*until), NOW);
-            }
+            load(&mut fleet, server, NOW);
         }
         prop_assert_eq!(fleet.len(), servers.len());
         prop_assert_eq!(decide_new(&fleet, &request), decide_new(&a_fleet(&servers), &request));

@@ -1,0 +1,176 @@
+//! RelocateProject, DrainServer and ReportPortInUse, as callers ask for them. What they do within a transaction is in `relocate`.
+
+use tokio::task::JoinSet;
+
+use super::{
+    Allocator, Error,
+    command::{Answer, PortReplaceAnswer, RelocateAnswer, Request},
+    relocate,
+};
+use crate::{
+    domain::{
+        ProjectId, ServerHandle, ServerStatus,
+        event::{LogEntry, Operation},
+        inventory::ServerPatch,
+        placement::server_not_found,
+        request::{PortInUseReport, RelocateRequest, Strategy},
+    },
+    store::placements,
+};
+
+/// How many projects of a drain wait for their transaction at once: a batch of them, and room for everyone else.
+const AT_ONCE: usize = 64;
+
+/// Empty a server.
+#[derive(Debug, Clone)]
+pub struct DrainRequest {
+    /// The server.
+    pub server_handle: ServerHandle,
+    /// Which of the servers that fit is chosen for each project.
+    pub strategy: Strategy,
+    /// How many projects at the most.
+    pub limit: i64,
+}
+
+/// What a drain did.
+#[derive(Debug)]
+pub struct Drained {
+    /// Each project, ordered by id, and what became of it.
+    pub projects: Vec<(ProjectId, Result<RelocateAnswer, Error>)>,
+    /// How many projects are on the server now; for a plan, before anything is moved.
+    pub remaining: i64,
+}
+
+impl Allocator {
+    /// Moves a project to another server.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn relocate(
+        &self,
+        request: RelocateRequest,
+        request_id: String,
+    ) -> Result<RelocateAnswer, Error> {
+        match self.submit(Request::Relocate(request), request_id).await? {
+            Answer::Relocated(answer) => Ok(answer),
+            answer => unreachable!("a relocation is answered as one, not by {answer:?}"),
+        }
+    }
+
+    /// Says what a relocation would do, and writes nothing.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn preview_relocation(&self, request: &RelocateRequest) -> Result<RelocateAnswer, Error> {
+        let (replica, pool) = self.fleet().await?;
+        let project = self.committed_project(&request.project_id).await?;
+        Ok(relocate::preview(replica.fleet(), project, request, &self.options.context(pool.now))?)
+    }
+
+    /// Sets a port aside that was found in use on its host, and gives its module another.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn report_port_in_use(
+        &self,
+        report: PortInUseReport,
+        request_id: String,
+    ) -> Result<PortReplaceAnswer, Error> {
+        match self.submit(Request::ReportPortInUse(report), request_id).await? {
+            Answer::PortReplaced(answer) => Ok(answer),
+            answer => unreachable!("a report of a port in use is answered as one, not by {answer:?}"),
+        }
+    }
+
+    /// Moves what is on a server elsewhere, project by project, each in a transaction of its own. A server that still admits
+    /// work is set to MAINTENANCE first, or it would fill up again meanwhile.
+    ///
+    /// # Errors
+    /// [`Error`]; what is in a project's way is told beside the project.
+    pub async fn drain(&self, request: DrainRequest, request_id: &str) -> Result<Drained, Error> {
+        let server = self.find_server(&request.server_handle).await?.row.state.server;
+        if server.status == ServerStatus::Ready {
+            let patch = ServerPatch { status: Some(ServerStatus::Maintenance), ..ServerPatch::default() };
+            self.update_server(request.server_handle.clone(), patch, None, request_id.to_owned()).await?;
+        }
+        let ids = self.projects_on(&request.server_handle, request.limit).await?;
+        let mut waiting = ids.into_iter();
+        let mut moving = JoinSet::new();
+        let mut projects = Vec::new();
+        loop {
+            while moving.len() < AT_ONCE {
+                let Some(id) = waiting.next() else { break };
+                let relocation = Self::leave(&request, id.clone());
+                let (allocator, request_id) = (self.clone(), request_id.to_owned());
+                moving.spawn(async move { (id, allocator.relocate(relocation, request_id).await) });
+            }
+            match moving.join_next().await {
+                Some(Ok(moved)) => projects.push(moved),
+                // A task that panicked tells nothing of its project, which is then among those that remain.
+                Some(Err(_)) => {}
+                None => break,
+            }
+        }
+        projects.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let remaining = self.find_server(&request.server_handle).await?.row.state.placement_count;
+        Ok(Drained { projects, remaining })
+    }
+
+    /// Says where each project of a server would go, one after the other, and writes nothing.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn plan_drain(&self, request: &DrainRequest) -> Result<Drained, Error> {
+        let ids = self.projects_on(&request.server_handle, request.limit).await?;
+        let mut conn = self.store.acquire().await?;
+        let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let mut records = placements::list_projects(&mut conn, &names).await?;
+        drop(conn);
+        let (mut fleet, context) = {
+            let (replica, pool) = self.fleet().await?;
+            // What one project takes up is not there for the next.
+            (replica.fleet().clone(), self.options.context(pool.now))
+        };
+        let Some(remaining) = fleet.get(&request.server_handle).map(|state| state.placement_count) else {
+            return Err(server_not_found(&request.server_handle).into());
+        };
+        let mut projects = Vec::new();
+        for id in ids {
+            let Some(record) = records.remove(&id) else { continue };
+            let relocation = Self::leave(request, id.clone());
+            let planned = relocate::moved(&fleet, record.project, &relocation, &context, context.now);
+            let answer = planned.map(|(project, operation)| {
+                let from_server_handle = operation.as_ref().map(|moved| moved.from_server_handle.clone());
+                let server_handle =
+                    project.placement.as_ref().map(|placement| placement.server_handle.clone());
+                if let Some(relocated) = operation {
+                    fleet.apply(&LogEntry {
+                        first_sequence: fleet.sequence() + 1,
+                        event_time: context.now,
+                        project_id: Some(id.clone()),
+                        server_handle,
+                        request_id: String::new(),
+                        operation: Operation::Relocated(relocated),
+                    });
+                }
+                RelocateAnswer { from_server_handle, view: super::ensure::view(&fleet, project, &context) }
+            });
+            projects.push((id, answer.map_err(Error::from)));
+        }
+        Ok(Drained { projects, remaining })
+    }
+
+    fn leave(request: &DrainRequest, project_id: ProjectId) -> RelocateRequest {
+        RelocateRequest {
+            project_id,
+            server_handle: None,
+            from_server_handle: Some(request.server_handle.clone()),
+            strategy: request.strategy,
+        }
+    }
+
+    async fn projects_on(&self, handle: &ServerHandle, limit: i64) -> Result<Vec<ProjectId>, Error> {
+        let mut conn = self.store.acquire().await?;
+        Ok(placements::list_on_server(&mut conn, handle, limit).await?)
+    }
+}
