@@ -2,7 +2,7 @@
 
 use super::{
     Api, decode, encode,
-    status::{ApiError, told},
+    status::{ApiError, told_beside},
 };
 use crate::{
     allocator::{Error, command::RelocateAnswer},
@@ -100,7 +100,7 @@ fn drain_result(answer: &RelocateAnswer, planned: bool) -> v1::DrainResult {
 
 /// A project that stays, with what its own relocation would have been told.
 fn stays(id: &ProjectId, error: &Error) -> v1::DrainResult {
-    let (reason, disposition, message) = told(error);
+    let (reason, disposition, message) = told_beside(error);
     v1::DrainResult {
         project_id: id.to_string(),
         reason: reason.to_owned(),

@@ -165,7 +165,7 @@ impl Answer {
 
 /// What an error says where it is told beside others, in an answer that is no error itself.
 #[must_use]
-pub fn told(error: &Error) -> (&'static str, Disposition, String) {
+pub fn told_beside(error: &Error) -> (&'static str, Disposition, String) {
     let answer = allocator(error);
     (answer.reason, answer.disposition, cut(answer.message, MAX_MESSAGE_BYTES))
 }

@@ -94,7 +94,7 @@ enum Command {
     /// Bring the database's schema up to date
     Migrate(MigrateArgs),
     /// Run the service
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Print the completion script of a shell
     Completions(CompletionsArgs),
 }
@@ -170,7 +170,7 @@ impl Command {
             Self::Servers(args) => block_on(servers::servers(args)),
             Self::Health(args) => block_on(health::health(args)),
             Self::Migrate(args) => Ok(migrate::run(&args)?),
-            Self::Serve(args) => Ok(serve::run(args)?),
+            Self::Serve(args) => Ok(serve::run(*args)?),
             Self::Completions(args) => completions::completions(&args, tree()),
         }
     }

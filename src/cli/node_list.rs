@@ -308,7 +308,7 @@ mod tests {
     fn ports_that_another_reporter_told_are_pointed_out() {
         let usage = Some(Usage { listening_ports: vec![22, 8080], ..Usage::default() });
         let standing = Server {
-            observed: Some(ObservedUsage { usage, observe_time: None }),
+            observed: Some(ObservedUsage { usage, ..ObservedUsage::default() }),
             ..known("web-1", "a:9100", "a")
         };
         let list = list_of(&[("http://a:9100", "web-1")], &[standing]).unwrap();

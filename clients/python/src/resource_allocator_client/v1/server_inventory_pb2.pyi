@@ -489,3 +489,206 @@ class SyncServersResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SyncServersResponse: _TypeAlias = SyncServersResponse  # noqa: Y015
+
+@_typing.final
+class DrainServerRequest(_message.Message):
+    """The request of DrainServer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HANDLE_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    handle: _builtins.str
+    """Required: the server."""
+    strategy: _types_pb2.PlacementStrategy.ValueType
+    """Which of the servers that fit is chosen for each project, the service's default when unset."""
+    page_size: _builtins.int
+    """How many projects at the most, default 100, at most 1000."""
+    validate_only: _builtins.bool
+    """Answers what is there and where it would go, and writes nothing."""
+    def __init__(
+        self,
+        *,
+        handle: _builtins.str = ...,
+        strategy: _types_pb2.PlacementStrategy.ValueType = ...,
+        page_size: _builtins.int = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "page_size", b"page_size", "strategy", b"strategy", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainServerRequest: _TypeAlias = DrainServerRequest  # noqa: Y015
+
+@_typing.final
+class DrainResult(_message.Message):
+    """What a drain did with one project."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    MOVED_FIELD_NUMBER: _builtins.int
+    SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DISPOSITION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """The project."""
+    moved: _builtins.bool
+    """Whether it moved, or would move."""
+    server_handle: _builtins.str
+    """Where it is now, or would be."""
+    reason: _builtins.str
+    """Why it stays: a reason as in ErrorInfo; empty where it moved."""
+    disposition: _types_pb2.Disposition.ValueType
+    """What kind of act that calls for."""
+    message: _builtins.str
+    """The same in words."""
+    @_builtins.property
+    def allocations(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Allocation]:
+        """Its ports there, ordered by module."""
+
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        moved: _builtins.bool = ...,
+        server_handle: _builtins.str = ...,
+        allocations: _abc.Iterable[_types_pb2.Allocation] | None = ...,
+        reason: _builtins.str = ...,
+        disposition: _types_pb2.Disposition.ValueType = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocations", b"allocations", "disposition", b"disposition", "message", b"message", "moved", b"moved", "project_id", b"project_id", "reason", b"reason", "server_handle", b"server_handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResult: _TypeAlias = DrainResult  # noqa: Y015
+
+@_typing.final
+class DrainServerResponse(_message.Message):
+    """The answer of DrainServer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    MOVED_COUNT_FIELD_NUMBER: _builtins.int
+    REMAINING_COUNT_FIELD_NUMBER: _builtins.int
+    moved_count: _builtins.int
+    """How many moved, or would move."""
+    remaining_count: _builtins.int
+    """How many projects are on the server still."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DrainResult]:
+        """One result for each project that was looked at, ordered by id."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___DrainResult] | None = ...,
+        moved_count: _builtins.int = ...,
+        remaining_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moved_count", b"moved_count", "remaining_count", b"remaining_count", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainServerResponse: _TypeAlias = DrainServerResponse  # noqa: Y015
+
+@_typing.final
+class GetFleetPolicyRequest(_message.Message):
+    """The request of GetFleetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFleetPolicyRequest: _TypeAlias = GetFleetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class GetFleetPolicyResponse(_message.Message):
+    """The answer of GetFleetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _types_pb2.FleetPolicy:
+        """The policy; every field is set."""
+
+    def __init__(
+        self,
+        *,
+        policy: _types_pb2.FleetPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetFleetPolicyResponse: _TypeAlias = GetFleetPolicyResponse  # noqa: Y015
+
+@_typing.final
+class UpdateFleetPolicyRequest(_message.Message):
+    """The request of UpdateFleetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _types_pb2.FleetPolicy:
+        """Required: the figures that are set replace what stands, those that are not set stay."""
+
+    def __init__(
+        self,
+        *,
+        policy: _types_pb2.FleetPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFleetPolicyRequest: _TypeAlias = UpdateFleetPolicyRequest  # noqa: Y015
+
+@_typing.final
+class UpdateFleetPolicyResponse(_message.Message):
+    """The answer of UpdateFleetPolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _types_pb2.FleetPolicy:
+        """The policy as it is now; every field is set."""
+
+    def __init__(
+        self,
+        *,
+        policy: _types_pb2.FleetPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateFleetPolicyResponse: _TypeAlias = UpdateFleetPolicyResponse  # noqa: Y015

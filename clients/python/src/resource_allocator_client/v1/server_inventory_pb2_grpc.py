@@ -70,6 +70,21 @@ class ServerInventoryStub(object):
                 request_serializer=resourceallocator_dot_v1_dot_server__inventory__pb2.SyncServersRequest.SerializeToString,
                 response_deserializer=resourceallocator_dot_v1_dot_server__inventory__pb2.SyncServersResponse.FromString,
                 _registered_method=True)
+        self.DrainServer = channel.unary_unary(
+                '/resourceallocator.v1.ServerInventory/DrainServer',
+                request_serializer=resourceallocator_dot_v1_dot_server__inventory__pb2.DrainServerRequest.SerializeToString,
+                response_deserializer=resourceallocator_dot_v1_dot_server__inventory__pb2.DrainServerResponse.FromString,
+                _registered_method=True)
+        self.GetFleetPolicy = channel.unary_unary(
+                '/resourceallocator.v1.ServerInventory/GetFleetPolicy',
+                request_serializer=resourceallocator_dot_v1_dot_server__inventory__pb2.GetFleetPolicyRequest.SerializeToString,
+                response_deserializer=resourceallocator_dot_v1_dot_server__inventory__pb2.GetFleetPolicyResponse.FromString,
+                _registered_method=True)
+        self.UpdateFleetPolicy = channel.unary_unary(
+                '/resourceallocator.v1.ServerInventory/UpdateFleetPolicy',
+                request_serializer=resourceallocator_dot_v1_dot_server__inventory__pb2.UpdateFleetPolicyRequest.SerializeToString,
+                response_deserializer=resourceallocator_dot_v1_dot_server__inventory__pb2.UpdateFleetPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class ServerInventoryServicer(object):
@@ -142,6 +157,36 @@ class ServerInventoryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainServer(self, request, context):
+        """Empties a server: moves each project on it to the best of the others, each in a transaction of its own, and answers them
+        one by one; one that cannot go anywhere stays. A server that still admits work is set to MAINTENANCE first, or it would
+        fill up again meanwhile. With `validate_only` it lists what is there and where it would go, and writes nothing.
+        Repeat it until `remaining_count` is 0 or nothing moves any more.
+
+        Errors: INVALID_REQUEST, SERVER_NOT_FOUND, OVERLOADED, DATABASE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFleetPolicy(self, request, context):
+        """Reads what holds for every server that does not say otherwise.
+
+        Errors: DATABASE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateFleetPolicy(self, request, context):
+        """Changes that. What is reserved already stays, also where a server's budget shrinks below it.
+
+        Errors: INVALID_REQUEST, OVERLOADED, DATABASE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerInventoryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +224,21 @@ def add_ServerInventoryServicer_to_server(servicer, server):
                     servicer.SyncServers,
                     request_deserializer=resourceallocator_dot_v1_dot_server__inventory__pb2.SyncServersRequest.FromString,
                     response_serializer=resourceallocator_dot_v1_dot_server__inventory__pb2.SyncServersResponse.SerializeToString,
+            ),
+            'DrainServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainServer,
+                    request_deserializer=resourceallocator_dot_v1_dot_server__inventory__pb2.DrainServerRequest.FromString,
+                    response_serializer=resourceallocator_dot_v1_dot_server__inventory__pb2.DrainServerResponse.SerializeToString,
+            ),
+            'GetFleetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFleetPolicy,
+                    request_deserializer=resourceallocator_dot_v1_dot_server__inventory__pb2.GetFleetPolicyRequest.FromString,
+                    response_serializer=resourceallocator_dot_v1_dot_server__inventory__pb2.GetFleetPolicyResponse.SerializeToString,
+            ),
+            'UpdateFleetPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateFleetPolicy,
+                    request_deserializer=resourceallocator_dot_v1_dot_server__inventory__pb2.UpdateFleetPolicyRequest.FromString,
+                    response_serializer=resourceallocator_dot_v1_dot_server__inventory__pb2.UpdateFleetPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -371,6 +431,87 @@ class ServerInventory(object):
             '/resourceallocator.v1.ServerInventory/SyncServers',
             resourceallocator_dot_v1_dot_server__inventory__pb2.SyncServersRequest.SerializeToString,
             resourceallocator_dot_v1_dot_server__inventory__pb2.SyncServersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resourceallocator.v1.ServerInventory/DrainServer',
+            resourceallocator_dot_v1_dot_server__inventory__pb2.DrainServerRequest.SerializeToString,
+            resourceallocator_dot_v1_dot_server__inventory__pb2.DrainServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFleetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resourceallocator.v1.ServerInventory/GetFleetPolicy',
+            resourceallocator_dot_v1_dot_server__inventory__pb2.GetFleetPolicyRequest.SerializeToString,
+            resourceallocator_dot_v1_dot_server__inventory__pb2.GetFleetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateFleetPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resourceallocator.v1.ServerInventory/UpdateFleetPolicy',
+            resourceallocator_dot_v1_dot_server__inventory__pb2.UpdateFleetPolicyRequest.SerializeToString,
+            resourceallocator_dot_v1_dot_server__inventory__pb2.UpdateFleetPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,24 @@ class ServerInventoryStub:
 
     Errors: INVALID_REQUEST, SYNC_REFUSED, OVERLOADED, DATABASE_UNAVAILABLE.
     """
+    DrainServer: _grpc.UnaryUnaryMultiCallable[_server_inventory_pb2.DrainServerRequest, _server_inventory_pb2.DrainServerResponse]
+    """Empties a server: moves each project on it to the best of the others, each in a transaction of its own, and answers them
+    one by one; one that cannot go anywhere stays. A server that still admits work is set to MAINTENANCE first, or it would
+    fill up again meanwhile. With `validate_only` it lists what is there and where it would go, and writes nothing.
+    Repeat it until `remaining_count` is 0 or nothing moves any more.
+
+    Errors: INVALID_REQUEST, SERVER_NOT_FOUND, OVERLOADED, DATABASE_UNAVAILABLE.
+    """
+    GetFleetPolicy: _grpc.UnaryUnaryMultiCallable[_server_inventory_pb2.GetFleetPolicyRequest, _server_inventory_pb2.GetFleetPolicyResponse]
+    """Reads what holds for every server that does not say otherwise.
+
+    Errors: DATABASE_UNAVAILABLE.
+    """
+    UpdateFleetPolicy: _grpc.UnaryUnaryMultiCallable[_server_inventory_pb2.UpdateFleetPolicyRequest, _server_inventory_pb2.UpdateFleetPolicyResponse]
+    """Changes that. What is reserved already stays, also where a server's budget shrinks below it.
+
+    Errors: INVALID_REQUEST, OVERLOADED, DATABASE_UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class ServerInventoryAsyncStub(ServerInventoryStub):
@@ -114,6 +132,24 @@ class ServerInventoryAsyncStub(ServerInventoryStub):
     that are not so already, is refused unless `allow_mass_missing` is set.
 
     Errors: INVALID_REQUEST, SYNC_REFUSED, OVERLOADED, DATABASE_UNAVAILABLE.
+    """
+    DrainServer: _aio.UnaryUnaryMultiCallable[_server_inventory_pb2.DrainServerRequest, _server_inventory_pb2.DrainServerResponse]  # type: ignore[assignment]
+    """Empties a server: moves each project on it to the best of the others, each in a transaction of its own, and answers them
+    one by one; one that cannot go anywhere stays. A server that still admits work is set to MAINTENANCE first, or it would
+    fill up again meanwhile. With `validate_only` it lists what is there and where it would go, and writes nothing.
+    Repeat it until `remaining_count` is 0 or nothing moves any more.
+
+    Errors: INVALID_REQUEST, SERVER_NOT_FOUND, OVERLOADED, DATABASE_UNAVAILABLE.
+    """
+    GetFleetPolicy: _aio.UnaryUnaryMultiCallable[_server_inventory_pb2.GetFleetPolicyRequest, _server_inventory_pb2.GetFleetPolicyResponse]  # type: ignore[assignment]
+    """Reads what holds for every server that does not say otherwise.
+
+    Errors: DATABASE_UNAVAILABLE.
+    """
+    UpdateFleetPolicy: _aio.UnaryUnaryMultiCallable[_server_inventory_pb2.UpdateFleetPolicyRequest, _server_inventory_pb2.UpdateFleetPolicyResponse]  # type: ignore[assignment]
+    """Changes that. What is reserved already stays, also where a server's budget shrinks below it.
+
+    Errors: INVALID_REQUEST, OVERLOADED, DATABASE_UNAVAILABLE.
     """
 
 class ServerInventoryServicer(metaclass=_abc_1.ABCMeta):
@@ -197,6 +233,42 @@ class ServerInventoryServicer(metaclass=_abc_1.ABCMeta):
         that are not so already, is refused unless `allow_mass_missing` is set.
 
         Errors: INVALID_REQUEST, SYNC_REFUSED, OVERLOADED, DATABASE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def DrainServer(
+        self,
+        request: _server_inventory_pb2.DrainServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_inventory_pb2.DrainServerResponse, _abc.Awaitable[_server_inventory_pb2.DrainServerResponse]]:
+        """Empties a server: moves each project on it to the best of the others, each in a transaction of its own, and answers them
+        one by one; one that cannot go anywhere stays. A server that still admits work is set to MAINTENANCE first, or it would
+        fill up again meanwhile. With `validate_only` it lists what is there and where it would go, and writes nothing.
+        Repeat it until `remaining_count` is 0 or nothing moves any more.
+
+        Errors: INVALID_REQUEST, SERVER_NOT_FOUND, OVERLOADED, DATABASE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def GetFleetPolicy(
+        self,
+        request: _server_inventory_pb2.GetFleetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_inventory_pb2.GetFleetPolicyResponse, _abc.Awaitable[_server_inventory_pb2.GetFleetPolicyResponse]]:
+        """Reads what holds for every server that does not say otherwise.
+
+        Errors: DATABASE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateFleetPolicy(
+        self,
+        request: _server_inventory_pb2.UpdateFleetPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_inventory_pb2.UpdateFleetPolicyResponse, _abc.Awaitable[_server_inventory_pb2.UpdateFleetPolicyResponse]]:
+        """Changes that. What is reserved already stays, also where a server's budget shrinks below it.
+
+        Errors: INVALID_REQUEST, OVERLOADED, DATABASE_UNAVAILABLE.
         """
 
 def add_ServerInventoryServicer_to_server(servicer: ServerInventoryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n resourceallocator/v1/types.proto\x12\x14resourceallocator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"u\n\tResources\x12\x17\n\ncpu_millis\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06ram_mb\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x14\n\x07\x64isk_mb\x18\x03 \x01(\x04H\x02\x88\x01\x01\x42\r\n\x0b_cpu_millisB\t\n\x07_ram_mbB\n\n\x08_disk_mb\"D\n\rFreeResources\x12\x12\n\ncpu_millis\x18\x01 \x01(\x03\x12\x0e\n\x06ram_mb\x18\x02 \x01(\x03\x12\x0f\n\x07\x64isk_mb\x18\x03 \x01(\x03\"\'\n\tPortRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"h\n\nModuleSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04port\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x30\n\x08protocol\x18\x03 \x01(\x0e\x32\x1e.resourceallocator.v1.ProtocolB\x07\n\x05_port\"\x8c\x02\n\tPlacement\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x15\n\rserver_handle\x18\x02 \x01(\t\x12\x16\n\x0eserver_address\x18\x03 \x01(\t\x12\x19\n\x11server_admissible\x18\x04 \x01(\x08\x12\x31\n\x08reserved\x18\x05 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdc\x01\n\nAllocation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\x15\n\rserver_handle\x18\x04 \x01(\t\x12\x16\n\x0eserver_address\x18\x05 \x01(\t\x12\x0c\n\x04port\x18\x06 \x01(\r\x12\x30\n\x08protocol\x18\x07 \x01(\x0e\x32\x1e.resourceallocator.v1.Protocol\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x05Usage\x12\x17\n\ncpu_millis\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06ram_mb\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x14\n\x07\x64isk_mb\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x17\n\x0flistening_ports\x18\x04 \x03(\rB\r\n\x0b_cpu_millisB\t\n\x07_ram_mbB\n\n\x08_disk_mb\"m\n\rObservedUsage\x12*\n\x05usage\x18\x01 \x01(\x0b\x32\x1b.resourceallocator.v1.Usage\x12\x30\n\x0cobserve_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x87\x06\n\x06Server\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x32\n\x06status\x18\x03 \x01(\x0e\x32\".resourceallocator.v1.ServerStatus\x12\x14\n\x07managed\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x38\n\x06labels\x18\x05 \x03(\x0b\x32(.resourceallocator.v1.Server.LabelsEntry\x12\x31\n\x08\x63\x61pacity\x18\x06 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x31\n\x08headroom\x18\x07 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x31\n\x08reserved\x18\x08 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x35\n\x08observed\x18\t \x01(\x0b\x32#.resourceallocator.v1.ObservedUsage\x12\x31\n\x04\x66ree\x18\n \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\x33\n\nport_range\x18\x0b \x01(\x0b\x32\x1f.resourceallocator.v1.PortRange\x12\x37\n\x0e\x65xcluded_ports\x18\x0c \x03(\x0b\x32\x1f.resourceallocator.v1.PortRange\x12\x17\n\x0fplacement_count\x18\r \x01(\r\x12\x0e\n\x06source\x18\x0e \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x0f \x01(\t\x12\x0c\n\x04\x65tag\x18\x10 \x01(\t\x12/\n\x0b\x63reate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_managed*H\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n\x0cPROTOCOL_TCP\x10\x01\x12\x10\n\x0cPROTOCOL_UDP\x10\x02*v\n\x11PlacementStrategy\x12\"\n\x1ePLACEMENT_STRATEGY_UNSPECIFIED\x10\x00\x12\x1d\n\x19PLACEMENT_STRATEGY_SPREAD\x10\x01\x12\x1e\n\x1aPLACEMENT_STRATEGY_BINPACK\x10\x02*\x86\x01\n\rEnsureOutcome\x12\x1e\n\x1a\x45NSURE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45NSURE_OUTCOME_CREATED\x10\x01\x12\x1b\n\x17\x45NSURE_OUTCOME_EXTENDED\x10\x02\x12\x1c\n\x18\x45NSURE_OUTCOME_UNCHANGED\x10\x03*\x8d\x01\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44ISPOSITION_WAIT\x10\x01\x12\x18\n\x14\x44ISPOSITION_OPERATOR\x10\x02\x12\x16\n\x12\x44ISPOSITION_CALLER\x10\x03\x12\x19\n\x15\x44ISPOSITION_TECHNICAL\x10\x04*\xb2\x02\n\x0cServerStatus\x12\x1d\n\x19SERVER_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18SERVER_STATUS_DISCOVERED\x10\x01\x12\x1e\n\x1aSERVER_STATUS_PROVISIONING\x10\x02\x12\x17\n\x13SERVER_STATUS_READY\x10\x03\x12\x18\n\x14SERVER_STATUS_IN_USE\x10\x04\x12\x1d\n\x19SERVER_STATUS_MAINTENANCE\x10\x05\x12\x17\n\x13SERVER_STATUS_ERROR\x10\x06\x12\x1d\n\x19SERVER_STATUS_UNREACHABLE\x10\x07\x12\x19\n\x15SERVER_STATUS_MISSING\x10\x08\x12 \n\x1cSERVER_STATUS_DECOMMISSIONED\x10\tBB\n\x14resourceallocator.v1P\x01Z(resourceallocator/v1;resourceallocatorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n resourceallocator/v1/types.proto\x12\x14resourceallocator.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"u\n\tResources\x12\x17\n\ncpu_millis\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06ram_mb\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x14\n\x07\x64isk_mb\x18\x03 \x01(\x04H\x02\x88\x01\x01\x42\r\n\x0b_cpu_millisB\t\n\x07_ram_mbB\n\n\x08_disk_mb\"D\n\rFreeResources\x12\x12\n\ncpu_millis\x18\x01 \x01(\x03\x12\x0e\n\x06ram_mb\x18\x02 \x01(\x03\x12\x0f\n\x07\x64isk_mb\x18\x03 \x01(\x03\"]\n\x0bPercentages\x12\x10\n\x03\x63pu\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x10\n\x03ram\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04\x64isk\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\x06\n\x04_cpuB\x06\n\x04_ramB\x07\n\x05_disk\"\xcc\x01\n\x0b\x46leetPolicy\x12\x39\n\x10\x64\x65\x66\x61ult_headroom\x18\x01 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x43\n\x18\x64\x65\x66\x61ult_headroom_percent\x18\x02 \x01(\x0b\x32!.resourceallocator.v1.Percentages\x12=\n\x12overcommit_percent\x18\x03 \x01(\x0b\x32!.resourceallocator.v1.Percentages\"\'\n\tPortRange\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\"h\n\nModuleSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\x04port\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x30\n\x08protocol\x18\x03 \x01(\x0e\x32\x1e.resourceallocator.v1.ProtocolB\x07\n\x05_port\"\x91\x03\n\tPlacement\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x15\n\rserver_handle\x18\x02 \x01(\t\x12\x16\n\x0eserver_address\x18\x03 \x01(\t\x12\x19\n\x11server_admissible\x18\x04 \x01(\x08\x12\x31\n\x08reserved\x18\x05 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12L\n\x0fserver_selector\x18\t \x03(\x0b\x32\x33.resourceallocator.v1.Placement.ServerSelectorEntry\x1a\x35\n\x13ServerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xdc\x01\n\nAllocation\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x0e\n\x06module\x18\x03 \x01(\t\x12\x15\n\rserver_handle\x18\x04 \x01(\t\x12\x16\n\x0eserver_address\x18\x05 \x01(\t\x12\x0c\n\x04port\x18\x06 \x01(\r\x12\x30\n\x08protocol\x18\x07 \x01(\x0e\x32\x1e.resourceallocator.v1.Protocol\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x05Usage\x12\x17\n\ncpu_millis\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06ram_mb\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x14\n\x07\x64isk_mb\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x17\n\x0flistening_ports\x18\x04 \x03(\rB\r\n\x0b_cpu_millisB\t\n\x07_ram_mbB\n\n\x08_disk_mb\"\xa4\x01\n\rObservedUsage\x12*\n\x05usage\x18\x01 \x01(\x0b\x32\x1b.resourceallocator.v1.Usage\x12\x30\n\x0cobserve_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x08observer\x18\x03 \x01(\x0e\x32#.resourceallocator.v1.UsageObserver\"\xb0\x07\n\x06Server\x12\x0e\n\x06handle\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x32\n\x06status\x18\x03 \x01(\x0e\x32\".resourceallocator.v1.ServerStatus\x12\x14\n\x07managed\x18\x04 \x01(\x08H\x00\x88\x01\x01\x12\x38\n\x06labels\x18\x05 \x03(\x0b\x32(.resourceallocator.v1.Server.LabelsEntry\x12\x31\n\x08\x63\x61pacity\x18\x06 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x31\n\x08headroom\x18\x07 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x31\n\x08reserved\x18\x08 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x35\n\x08observed\x18\t \x01(\x0b\x32#.resourceallocator.v1.ObservedUsage\x12\x31\n\x04\x66ree\x18\n \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\x33\n\nport_range\x18\x0b \x01(\x0b\x32\x1f.resourceallocator.v1.PortRange\x12\x37\n\x0e\x65xcluded_ports\x18\x0c \x03(\x0b\x32\x1f.resourceallocator.v1.PortRange\x12\x17\n\x0fplacement_count\x18\r \x01(\r\x12\x0e\n\x06source\x18\x0e \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x0f \x01(\t\x12\x0c\n\x04\x65tag\x18\x10 \x01(\t\x12/\n\x0b\x63reate_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12=\n\x12overcommit_percent\x18\x13 \x01(\x0b\x32!.resourceallocator.v1.Percentages\x12\x33\n\x06\x62udget\x18\x14 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\x33\n\x0eprovider_usage\x18\x15 \x01(\x0b\x32\x1b.resourceallocator.v1.Usage\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\n\n\x08_managed*H\n\x08Protocol\x12\x18\n\x14PROTOCOL_UNSPECIFIED\x10\x00\x12\x10\n\x0cPROTOCOL_TCP\x10\x01\x12\x10\n\x0cPROTOCOL_UDP\x10\x02*v\n\x11PlacementStrategy\x12\"\n\x1ePLACEMENT_STRATEGY_UNSPECIFIED\x10\x00\x12\x1d\n\x19PLACEMENT_STRATEGY_SPREAD\x10\x01\x12\x1e\n\x1aPLACEMENT_STRATEGY_BINPACK\x10\x02*\x86\x01\n\rEnsureOutcome\x12\x1e\n\x1a\x45NSURE_OUTCOME_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45NSURE_OUTCOME_CREATED\x10\x01\x12\x1b\n\x17\x45NSURE_OUTCOME_EXTENDED\x10\x02\x12\x1c\n\x18\x45NSURE_OUTCOME_UNCHANGED\x10\x03*\x8d\x01\n\x0b\x44isposition\x12\x1b\n\x17\x44ISPOSITION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44ISPOSITION_WAIT\x10\x01\x12\x18\n\x14\x44ISPOSITION_OPERATOR\x10\x02\x12\x16\n\x12\x44ISPOSITION_CALLER\x10\x03\x12\x19\n\x15\x44ISPOSITION_TECHNICAL\x10\x04*\xb2\x02\n\x0cServerStatus\x12\x1d\n\x19SERVER_STATUS_UNSPECIFIED\x10\x00\x12\x1c\n\x18SERVER_STATUS_DISCOVERED\x10\x01\x12\x1e\n\x1aSERVER_STATUS_PROVISIONING\x10\x02\x12\x17\n\x13SERVER_STATUS_READY\x10\x03\x12\x18\n\x14SERVER_STATUS_IN_USE\x10\x04\x12\x1d\n\x19SERVER_STATUS_MAINTENANCE\x10\x05\x12\x17\n\x13SERVER_STATUS_ERROR\x10\x06\x12\x1d\n\x19SERVER_STATUS_UNREACHABLE\x10\x07\x12\x19\n\x15SERVER_STATUS_MISSING\x10\x08\x12 \n\x1cSERVER_STATUS_DECOMMISSIONED\x10\t*e\n\rUsageObserver\x12\x1e\n\x1aUSAGE_OBSERVER_UNSPECIFIED\x10\x00\x12\x17\n\x13USAGE_OBSERVER_HOST\x10\x01\x12\x1b\n\x17USAGE_OBSERVER_PROVIDER\x10\x02\x42\x42\n\x14resourceallocator.v1P\x01Z(resourceallocator/v1;resourceallocatorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,36 +33,46 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'resource_allocator_client.v
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\024resourceallocator.v1P\001Z(resourceallocator/v1;resourceallocatorv1'
+  _globals['_PLACEMENT_SERVERSELECTORENTRY']._loaded_options = None
+  _globals['_PLACEMENT_SERVERSELECTORENTRY']._serialized_options = b'8\001'
   _globals['_SERVER_LABELSENTRY']._loaded_options = None
   _globals['_SERVER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_PROTOCOL']._serialized_start=1951
-  _globals['_PROTOCOL']._serialized_end=2023
-  _globals['_PLACEMENTSTRATEGY']._serialized_start=2025
-  _globals['_PLACEMENTSTRATEGY']._serialized_end=2143
-  _globals['_ENSUREOUTCOME']._serialized_start=2146
-  _globals['_ENSUREOUTCOME']._serialized_end=2280
-  _globals['_DISPOSITION']._serialized_start=2283
-  _globals['_DISPOSITION']._serialized_end=2424
-  _globals['_SERVERSTATUS']._serialized_start=2427
-  _globals['_SERVERSTATUS']._serialized_end=2733
+  _globals['_PROTOCOL']._serialized_start=2611
+  _globals['_PROTOCOL']._serialized_end=2683
+  _globals['_PLACEMENTSTRATEGY']._serialized_start=2685
+  _globals['_PLACEMENTSTRATEGY']._serialized_end=2803
+  _globals['_ENSUREOUTCOME']._serialized_start=2806
+  _globals['_ENSUREOUTCOME']._serialized_end=2940
+  _globals['_DISPOSITION']._serialized_start=2943
+  _globals['_DISPOSITION']._serialized_end=3084
+  _globals['_SERVERSTATUS']._serialized_start=3087
+  _globals['_SERVERSTATUS']._serialized_end=3393
+  _globals['_USAGEOBSERVER']._serialized_start=3395
+  _globals['_USAGEOBSERVER']._serialized_end=3496
   _globals['_RESOURCES']._serialized_start=91
   _globals['_RESOURCES']._serialized_end=208
   _globals['_FREERESOURCES']._serialized_start=210
   _globals['_FREERESOURCES']._serialized_end=278
-  _globals['_PORTRANGE']._serialized_start=280
-  _globals['_PORTRANGE']._serialized_end=319
-  _globals['_MODULESPEC']._serialized_start=321
-  _globals['_MODULESPEC']._serialized_end=425
-  _globals['_PLACEMENT']._serialized_start=428
-  _globals['_PLACEMENT']._serialized_end=696
-  _globals['_ALLOCATION']._serialized_start=699
-  _globals['_ALLOCATION']._serialized_end=919
-  _globals['_USAGE']._serialized_start=922
-  _globals['_USAGE']._serialized_end=1060
-  _globals['_OBSERVEDUSAGE']._serialized_start=1062
-  _globals['_OBSERVEDUSAGE']._serialized_end=1171
-  _globals['_SERVER']._serialized_start=1174
-  _globals['_SERVER']._serialized_end=1949
-  _globals['_SERVER_LABELSENTRY']._serialized_start=1892
-  _globals['_SERVER_LABELSENTRY']._serialized_end=1937
+  _globals['_PERCENTAGES']._serialized_start=280
+  _globals['_PERCENTAGES']._serialized_end=373
+  _globals['_FLEETPOLICY']._serialized_start=376
+  _globals['_FLEETPOLICY']._serialized_end=580
+  _globals['_PORTRANGE']._serialized_start=582
+  _globals['_PORTRANGE']._serialized_end=621
+  _globals['_MODULESPEC']._serialized_start=623
+  _globals['_MODULESPEC']._serialized_end=727
+  _globals['_PLACEMENT']._serialized_start=730
+  _globals['_PLACEMENT']._serialized_end=1131
+  _globals['_PLACEMENT_SERVERSELECTORENTRY']._serialized_start=1078
+  _globals['_PLACEMENT_SERVERSELECTORENTRY']._serialized_end=1131
+  _globals['_ALLOCATION']._serialized_start=1134
+  _globals['_ALLOCATION']._serialized_end=1354
+  _globals['_USAGE']._serialized_start=1357
+  _globals['_USAGE']._serialized_end=1495
+  _globals['_OBSERVEDUSAGE']._serialized_start=1498
+  _globals['_OBSERVEDUSAGE']._serialized_end=1662
+  _globals['_SERVER']._serialized_start=1665
+  _globals['_SERVER']._serialized_end=2609
+  _globals['_SERVER_LABELSENTRY']._serialized_start=2552
+  _globals['_SERVER_LABELSENTRY']._serialized_end=2597
 # @@protoc_insertion_point(module_scope)

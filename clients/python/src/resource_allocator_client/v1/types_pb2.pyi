@@ -180,6 +180,30 @@ SERVER_STATUS_DECOMMISSIONED: ServerStatus.ValueType  # 9
 """It is out of service for good."""
 Global___ServerStatus: _TypeAlias = ServerStatus  # noqa: Y015
 
+class _UsageObserver:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageObserverEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageObserver.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_OBSERVER_UNSPECIFIED: _UsageObserver.ValueType  # 0
+    """Never sent."""
+    USAGE_OBSERVER_HOST: _UsageObserver.ValueType  # 1
+    """The host itself, by ReportUsage."""
+    USAGE_OBSERVER_PROVIDER: _UsageObserver.ValueType  # 2
+    """The source that lists the server, by SyncServers. Its figure stands in until the host itself reports, and does not grow stale."""
+
+class UsageObserver(_UsageObserver, metaclass=_UsageObserverEnumTypeWrapper):
+    """Who saw what a server uses."""
+
+USAGE_OBSERVER_UNSPECIFIED: UsageObserver.ValueType  # 0
+"""Never sent."""
+USAGE_OBSERVER_HOST: UsageObserver.ValueType  # 1
+"""The host itself, by ReportUsage."""
+USAGE_OBSERVER_PROVIDER: UsageObserver.ValueType  # 2
+"""The source that lists the server, by SyncServers. Its figure stands in until the host itself reports, and does not grow stale."""
+Global___UsageObserver: _TypeAlias = UsageObserver  # noqa: Y015
+
 @_typing.final
 class Resources(_message.Message):
     """An amount of each resource. In requests an unset field takes the default that the field's reader names; in answers every field is set."""
@@ -223,7 +247,7 @@ Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
 @_typing.final
 class FreeResources(_message.Message):
-    """What a server could still give: capacity less headroom less the greater of reserved and observed.
+    """What a server could still give: its budget less the greater of reserved and observed.
     Negative where the capacity was lowered below what is reserved: reality wins, and nothing more is placed there.
     """
 
@@ -252,6 +276,83 @@ class FreeResources(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FreeResources: _TypeAlias = FreeResources  # noqa: Y015
+
+@_typing.final
+class Percentages(_message.Message):
+    """A figure for each resource, in percent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CPU_FIELD_NUMBER: _builtins.int
+    RAM_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    cpu: _builtins.int
+    """Of processor time."""
+    ram: _builtins.int
+    """Of memory."""
+    disk: _builtins.int
+    """Of disk."""
+    def __init__(
+        self,
+        *,
+        cpu: _builtins.int | None = ...,
+        ram: _builtins.int | None = ...,
+        disk: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu", b"_cpu", "_disk", b"_disk", "_ram", b"_ram", "cpu", b"cpu", "disk", b"disk", "ram", b"ram"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu", b"_cpu", "_disk", b"_disk", "_ram", b"_ram", "cpu", b"cpu", "disk", b"disk", "ram", b"ram"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu: _TypeAlias = _typing.Literal["cpu"]  # noqa: Y015
+    _WhichOneofArgType__cpu: _TypeAlias = _typing.Literal["_cpu", b"_cpu"]  # noqa: Y015
+    _WhichOneofReturnType__disk: _TypeAlias = _typing.Literal["disk"]  # noqa: Y015
+    _WhichOneofArgType__disk: _TypeAlias = _typing.Literal["_disk", b"_disk"]  # noqa: Y015
+    _WhichOneofReturnType__ram: _TypeAlias = _typing.Literal["ram"]  # noqa: Y015
+    _WhichOneofArgType__ram: _TypeAlias = _typing.Literal["_ram", b"_ram"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu) -> _WhichOneofReturnType__cpu | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk) -> _WhichOneofReturnType__disk | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ram) -> _WhichOneofReturnType__ram | None: ...
+
+Global___Percentages: _TypeAlias = Percentages  # noqa: Y015
+
+@_typing.final
+class FleetPolicy(_message.Message):
+    """What holds for every server that does not say otherwise. It is the fleet's, not a replica's: all decide by the same figures."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEFAULT_HEADROOM_FIELD_NUMBER: _builtins.int
+    DEFAULT_HEADROOM_PERCENT_FIELD_NUMBER: _builtins.int
+    OVERCOMMIT_PERCENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def default_headroom(self) -> Global___Resources:
+        """Kept free of placements on a server that names no headroom of its own: at least this much, default 0 …"""
+
+    @_builtins.property
+    def default_headroom_percent(self) -> Global___Percentages:
+        """… and at least this share of its capacity, 0 to 100, default 0."""
+
+    @_builtins.property
+    def overcommit_percent(self) -> Global___Percentages:
+        """How much may be reserved for each hundred that there is, 100 to 10,000, default 100: 400 lets four times the CPU be reserved."""
+
+    def __init__(
+        self,
+        *,
+        default_headroom: Global___Resources | None = ...,
+        default_headroom_percent: Global___Percentages | None = ...,
+        overcommit_percent: Global___Percentages | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_headroom", b"default_headroom", "default_headroom_percent", b"default_headroom_percent", "overcommit_percent", b"overcommit_percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_headroom", b"default_headroom", "default_headroom_percent", b"default_headroom_percent", "overcommit_percent", b"overcommit_percent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetPolicy: _TypeAlias = FleetPolicy  # noqa: Y015
 
 @_typing.final
 class PortRange(_message.Message):
@@ -317,6 +418,26 @@ class Placement(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ServerSelectorEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     SERVER_HANDLE_FIELD_NUMBER: _builtins.int
     SERVER_ADDRESS_FIELD_NUMBER: _builtins.int
@@ -325,6 +446,7 @@ class Placement(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    SERVER_SELECTOR_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project that is placed."""
     server_handle: _builtins.str
@@ -345,7 +467,11 @@ class Placement(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When a module or capacity was last added or taken. Unset in the answer to `validate_only`."""
+        """When a module or capacity was last added or taken, or the project was moved. Unset in the answer to `validate_only`."""
+
+    @_builtins.property
+    def server_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The labels that the project asked for when it was placed. A server that it is moved to must carry them too."""
 
     def __init__(
         self,
@@ -358,10 +484,11 @@ class Placement(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        server_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reserved", b"reserved", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "project_id", b"project_id", "reserved", b"reserved", "server_address", b"server_address", "server_admissible", b"server_admissible", "server_handle", b"server_handle", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "project_id", b"project_id", "reserved", b"reserved", "server_address", b"server_address", "server_admissible", b"server_admissible", "server_handle", b"server_handle", "server_selector", b"server_selector", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -476,6 +603,9 @@ class ObservedUsage(_message.Message):
 
     USAGE_FIELD_NUMBER: _builtins.int
     OBSERVE_TIME_FIELD_NUMBER: _builtins.int
+    OBSERVER_FIELD_NUMBER: _builtins.int
+    observer: Global___UsageObserver.ValueType
+    """Who saw it."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What was seen."""
@@ -489,10 +619,11 @@ class ObservedUsage(_message.Message):
         *,
         usage: Global___Usage | None = ...,
         observe_time: _timestamp_pb2.Timestamp | None = ...,
+        observer: Global___UsageObserver.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["observe_time", b"observe_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["observe_time", b"observe_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["observe_time", b"observe_time", "observer", b"observer", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -542,6 +673,9 @@ class Server(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    OVERCOMMIT_PERCENT_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    PROVIDER_USAGE_FIELD_NUMBER: _builtins.int
     handle: _builtins.str
     """The server's identity: 1 to 128 of letters, digits and `. _ : / -`, first a letter or digit."""
     address: _builtins.str
@@ -568,7 +702,7 @@ class Server(_message.Message):
 
     @_builtins.property
     def headroom(self) -> Global___Resources:
-        """What is kept free of placements; unset fields are 0."""
+        """What is kept free of placements; unset fields take the fleet's default (see FleetPolicy)."""
 
     @_builtins.property
     def reserved(self) -> Global___Resources:
@@ -598,6 +732,18 @@ class Server(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only: when an inventory field last changed."""
 
+    @_builtins.property
+    def overcommit_percent(self) -> Global___Percentages:
+        """How much may be reserved for each hundred of `capacity`, 100 to 10,000; unset fields take the fleet's (see FleetPolicy)."""
+
+    @_builtins.property
+    def budget(self) -> Global___FreeResources:
+        """Output only: what placements may take in all: capacity times over-commit, less headroom. Negative where the headroom is more."""
+
+    @_builtins.property
+    def provider_usage(self) -> Global___Usage:
+        """Input only, in SyncServers: what the source sees in use. It stands in until the host itself reports."""
+
     def __init__(
         self,
         *,
@@ -619,10 +765,13 @@ class Server(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        overcommit_percent: Global___Percentages | None = ...,
+        budget: Global___FreeResources | None = ...,
+        provider_usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_managed", b"_managed", "capacity", b"capacity", "create_time", b"create_time", "free", b"free", "headroom", b"headroom", "managed", b"managed", "observed", b"observed", "port_range", b"port_range", "reserved", b"reserved", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_managed", b"_managed", "budget", b"budget", "capacity", b"capacity", "create_time", b"create_time", "free", b"free", "headroom", b"headroom", "managed", b"managed", "observed", b"observed", "overcommit_percent", b"overcommit_percent", "port_range", b"port_range", "provider_usage", b"provider_usage", "reserved", b"reserved", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_managed", b"_managed", "address", b"address", "capacity", b"capacity", "create_time", b"create_time", "etag", b"etag", "excluded_ports", b"excluded_ports", "external_id", b"external_id", "free", b"free", "handle", b"handle", "headroom", b"headroom", "labels", b"labels", "managed", b"managed", "observed", b"observed", "placement_count", b"placement_count", "port_range", b"port_range", "reserved", b"reserved", "source", b"source", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_managed", b"_managed", "address", b"address", "budget", b"budget", "capacity", b"capacity", "create_time", b"create_time", "etag", b"etag", "excluded_ports", b"excluded_ports", "external_id", b"external_id", "free", b"free", "handle", b"handle", "headroom", b"headroom", "labels", b"labels", "managed", b"managed", "observed", b"observed", "overcommit_percent", b"overcommit_percent", "placement_count", b"placement_count", "port_range", b"port_range", "provider_usage", b"provider_usage", "reserved", b"reserved", "source", b"source", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__managed: _TypeAlias = _typing.Literal["managed"]  # noqa: Y015
     _WhichOneofArgType__managed: _TypeAlias = _typing.Literal["_managed", b"_managed"]  # noqa: Y015
