@@ -232,6 +232,7 @@ async fn what_an_operator_set_outlives_every_sync() {
         capacity: None,
         observed: None,
         free: None,
+        budget: None,
         etag: String::new(),
         update_time: None,
         ..server.clone()
