@@ -14,8 +14,7 @@ use super::{
     command::{Answer, Job, Request},
     ensure, inventory,
     journal::Journal,
-    line,
-    relocate,
+    line, relocate,
     replica::Replica,
 };
 use crate::{

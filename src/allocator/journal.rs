@@ -206,6 +206,8 @@ impl Journal {
                 ),
                 Operation::Ensured(_)
                 | Operation::Refused(_)
+                | Operation::Waiting(_)
+                | Operation::LeftLine(_)
                 | Operation::ServerChanged(_)
                 | Operation::PolicyChanged(_) => continue,
             };

@@ -376,7 +376,7 @@ impl Allocator {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
         replica.catch_up(&mut snapshot, &pool).await?;
-        line::refresh(&mut snapshot, replica.fleet_mut(), &self.context(&pool)).await?;
+        line::refresh(&mut snapshot, replica.fleet_mut(), &self.options.context(pool.now)).await?;
         Ok((replica.downgrade(), pool))
     }
 

@@ -9,8 +9,8 @@ pub mod placements;
 pub mod pools;
 pub mod ports;
 pub mod servers;
-pub mod waiters;
 pub mod usage;
+pub mod waiters;
 
 use std::time::Duration;
 

@@ -109,6 +109,9 @@ fn kind(event: &v1::AllocationEvent) -> &'static str {
         Detail::Completed(_) => "completed",
         Detail::Failed(_) => "failed",
         Detail::Released(_) => "released",
+        Detail::Relocated(_) => "relocated",
+        Detail::PortSetAside(_) => "port_set_aside",
+        Detail::FleetPolicyChanged(_) => "fleet_policy_changed",
         Detail::ServerChanged(_) => "server_changed",
     }
 }

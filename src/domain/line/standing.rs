@@ -65,6 +65,7 @@ impl WaitingAsk {
             selector: &self.selector,
             modules: &self.modules,
             start_port: self.start_port,
+            leaving: None,
             bound: self.bound,
         }
     }

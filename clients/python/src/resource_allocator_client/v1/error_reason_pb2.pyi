@@ -80,7 +80,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "PORTS_EXHAUSTED", "metadata": { "server_handle": "web-1", "server_handles": "web-1", "ports": "2", "start_port": "8000", "port_range": "1024-32767" } }
     """
     ERROR_REASON_PORT_TAKEN: _ErrorReason.ValueType  # 12
-    """FAILED_PRECONDITION, CALLER. An explicit port cannot be had; `cause` says why: ALLOCATED, LISTENED_ON, EXCLUDED or OUT_OF_RANGE.
+    """FAILED_PRECONDITION, CALLER. An explicit port cannot be had; `cause` says why: ALLOCATED, LISTENED_ON, SET_ASIDE, EXCLUDED or OUT_OF_RANGE.
 
         { "reason": "PORT_TAKEN", "metadata": { "server_handle": "web-1", "port": "8080", "protocol": "TCP", "cause": "ALLOCATED" } }
     """
@@ -184,6 +184,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "WAIT_RELEASED", "metadata": { "project_id": "shop" } }
     """
+    ERROR_REASON_MODULE_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """NOT_FOUND, CALLER. The project has no module of that name; `modules` names those that it has.
+
+        { "reason": "MODULE_NOT_FOUND", "metadata": { "project_id": "shop", "module": "api", "modules": "backend, web" } }
+    """
     ERROR_REASON_PATH_NOT_FOUND: _ErrorReason.ValueType  # 50
     """NOT_FOUND, CALLER. Over HTTP: nothing is at the path.
 
@@ -258,7 +263,7 @@ ERROR_REASON_PORTS_EXHAUSTED: ErrorReason.ValueType  # 11
     { "reason": "PORTS_EXHAUSTED", "metadata": { "server_handle": "web-1", "server_handles": "web-1", "ports": "2", "start_port": "8000", "port_range": "1024-32767" } }
 """
 ERROR_REASON_PORT_TAKEN: ErrorReason.ValueType  # 12
-"""FAILED_PRECONDITION, CALLER. An explicit port cannot be had; `cause` says why: ALLOCATED, LISTENED_ON, EXCLUDED or OUT_OF_RANGE.
+"""FAILED_PRECONDITION, CALLER. An explicit port cannot be had; `cause` says why: ALLOCATED, LISTENED_ON, SET_ASIDE, EXCLUDED or OUT_OF_RANGE.
 
     { "reason": "PORT_TAKEN", "metadata": { "server_handle": "web-1", "port": "8080", "protocol": "TCP", "cause": "ALLOCATED" } }
 """
@@ -361,6 +366,11 @@ ERROR_REASON_WAIT_RELEASED: ErrorReason.ValueType  # 42
 """ABORTED, CALLER. The project was released while it stood in line.
 
     { "reason": "WAIT_RELEASED", "metadata": { "project_id": "shop" } }
+"""
+ERROR_REASON_MODULE_NOT_FOUND: ErrorReason.ValueType  # 30
+"""NOT_FOUND, CALLER. The project has no module of that name; `modules` names those that it has.
+
+    { "reason": "MODULE_NOT_FOUND", "metadata": { "project_id": "shop", "module": "api", "modules": "backend, web" } }
 """
 ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 50
 """NOT_FOUND, CALLER. Over HTTP: nothing is at the path.

@@ -42,6 +42,9 @@ class AllocationEvent(_message.Message):
     RELEASED_FIELD_NUMBER: _builtins.int
     SERVER_CHANGED_FIELD_NUMBER: _builtins.int
     LEFT_LINE_FIELD_NUMBER: _builtins.int
+    RELOCATED_FIELD_NUMBER: _builtins.int
+    PORT_SET_ASIDE_FIELD_NUMBER: _builtins.int
+    FLEET_POLICY_CHANGED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """The event's number: gap-free over all events of the log, in commit order, from 1."""
     project_id: _builtins.str
@@ -90,6 +93,18 @@ class AllocationEvent(_message.Message):
     def left_line(self) -> Global___LeftLine:
         """The project left the line without being placed or refused."""
 
+    @_builtins.property
+    def relocated(self) -> Global___Relocated:
+        """The project was moved to another server; a port_allocated follows for each of its modules."""
+
+    @_builtins.property
+    def port_set_aside(self) -> Global___PortSetAside:
+        """A port was found in use on its host and set aside; a port_allocated follows for its module."""
+
+    @_builtins.property
+    def fleet_policy_changed(self) -> Global___FleetPolicyChanged:
+        """The fleet's policy changed."""
+
     def __init__(
         self,
         *,
@@ -107,12 +122,15 @@ class AllocationEvent(_message.Message):
         released: Global___Released | None = ...,
         server_changed: Global___ServerChanged | None = ...,
         left_line: Global___LeftLine | None = ...,
+        relocated: Global___Relocated | None = ...,
+        port_set_aside: Global___PortSetAside | None = ...,
+        fleet_policy_changed: Global___FleetPolicyChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "left_line", b"left_line", "port_allocated", b"port_allocated", "released", b"released", "requested", b"requested", "server_changed", b"server_changed", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "fleet_policy_changed", b"fleet_policy_changed", "left_line", b"left_line", "port_allocated", b"port_allocated", "port_set_aside", b"port_set_aside", "released", b"released", "relocated", b"relocated", "requested", b"requested", "server_changed", b"server_changed", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "left_line", b"left_line", "port_allocated", b"port_allocated", "project_id", b"project_id", "released", b"released", "request_id", b"request_id", "requested", b"requested", "sequence", b"sequence", "server_changed", b"server_changed", "server_handle", b"server_handle", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "fleet_policy_changed", b"fleet_policy_changed", "left_line", b"left_line", "port_allocated", b"port_allocated", "port_set_aside", b"port_set_aside", "project_id", b"project_id", "released", b"released", "relocated", b"relocated", "request_id", b"request_id", "requested", b"requested", "sequence", b"sequence", "server_changed", b"server_changed", "server_handle", b"server_handle", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["requested", "waiting", "server_selected", "port_allocated", "completed", "failed", "released", "server_changed", "left_line"]  # noqa: Y015
+    _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["requested", "waiting", "server_selected", "port_allocated", "completed", "failed", "released", "server_changed", "left_line", "relocated", "port_set_aside", "fleet_policy_changed"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_detail) -> _WhichOneofReturnType_detail | None: ...
 
@@ -124,8 +142,35 @@ class Requested(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ServerSelectorEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODULES_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
+    SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    SERVER_SELECTOR_FIELD_NUMBER: _builtins.int
+    START_PORT_FIELD_NUMBER: _builtins.int
+    server_handle: _builtins.str
+    """The pin; unset where there was none."""
+    start_port: _builtins.int
+    """The lowest port to consider; unset where it was the default."""
     @_builtins.property
     def modules(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.ModuleSpec]:
         """The modules as the request named them; empty where it named none."""
@@ -134,17 +179,31 @@ class Requested(_message.Message):
     def resources(self) -> _types_pb2.Resources:
         """The resources as the request named them; unset fields were not named."""
 
+    @_builtins.property
+    def server_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The labels that the server had to carry."""
+
     def __init__(
         self,
         *,
         modules: _abc.Iterable[_types_pb2.ModuleSpec] | None = ...,
         resources: _types_pb2.Resources | None = ...,
+        server_handle: _builtins.str | None = ...,
+        server_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        start_port: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle", "_start_port", b"_start_port", "resources", b"resources", "server_handle", b"server_handle", "start_port", b"start_port"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["modules", b"modules", "resources", b"resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle", "_start_port", b"_start_port", "modules", b"modules", "resources", b"resources", "server_handle", b"server_handle", "server_selector", b"server_selector", "start_port", b"start_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__server_handle: _TypeAlias = _typing.Literal["server_handle"]  # noqa: Y015
+    _WhichOneofArgType__server_handle: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle"]  # noqa: Y015
+    _WhichOneofReturnType__start_port: _TypeAlias = _typing.Literal["start_port"]  # noqa: Y015
+    _WhichOneofArgType__start_port: _TypeAlias = _typing.Literal["_start_port", b"_start_port"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_handle) -> _WhichOneofReturnType__server_handle | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_port) -> _WhichOneofReturnType__start_port | None: ...
 
 Global___Requested: _TypeAlias = Requested  # noqa: Y015
 
@@ -396,6 +455,126 @@ class Released(_message.Message):
 Global___Released: _TypeAlias = Released  # noqa: Y015
 
 @_typing.final
+class Relocated(_message.Message):
+    """A project was moved to another server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    FROM_SERVER_ADDRESS_FIELD_NUMBER: _builtins.int
+    TO_SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    TO_SERVER_ADDRESS_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    FREE_BEFORE_FIELD_NUMBER: _builtins.int
+    FREE_AFTER_FIELD_NUMBER: _builtins.int
+    from_server_handle: _builtins.str
+    """The server that it left."""
+    from_server_address: _builtins.str
+    """That server's address."""
+    to_server_handle: _builtins.str
+    """The server that it is on now."""
+    to_server_address: _builtins.str
+    """That server's address."""
+    strategy: _types_pb2.PlacementStrategy.ValueType
+    """The strategy that chose."""
+    @_builtins.property
+    def reserved(self) -> _types_pb2.Resources:
+        """What is reserved for it, there before and here now."""
+
+    @_builtins.property
+    def released(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Allocation]:
+        """The ports that it left, which rest."""
+
+    @_builtins.property
+    def free_before(self) -> _types_pb2.FreeResources:
+        """What was free on the new server before."""
+
+    @_builtins.property
+    def free_after(self) -> _types_pb2.FreeResources:
+        """What is free there after."""
+
+    def __init__(
+        self,
+        *,
+        from_server_handle: _builtins.str = ...,
+        from_server_address: _builtins.str = ...,
+        to_server_handle: _builtins.str = ...,
+        to_server_address: _builtins.str = ...,
+        reserved: _types_pb2.Resources | None = ...,
+        released: _abc.Iterable[_types_pb2.Allocation] | None = ...,
+        strategy: _types_pb2.PlacementStrategy.ValueType = ...,
+        free_before: _types_pb2.FreeResources | None = ...,
+        free_after: _types_pb2.FreeResources | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["free_after", b"free_after", "free_before", b"free_before", "reserved", b"reserved"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free_after", b"free_after", "free_before", b"free_before", "from_server_address", b"from_server_address", "from_server_handle", b"from_server_handle", "released", b"released", "reserved", b"reserved", "strategy", b"strategy", "to_server_address", b"to_server_address", "to_server_handle", b"to_server_handle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Relocated: _TypeAlias = Relocated  # noqa: Y015
+
+@_typing.final
+class PortSetAside(_message.Message):
+    """A port was found in use on its host by something that is not ours."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOCATION_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    detail: _builtins.str
+    """What was seen, in the worker's words."""
+    @_builtins.property
+    def allocation(self) -> _types_pb2.Allocation:
+        """The port, and whose it was."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Until when it is given to nobody."""
+
+    def __init__(
+        self,
+        *,
+        allocation: _types_pb2.Allocation | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "detail", b"detail", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortSetAside: _TypeAlias = PortSetAside  # noqa: Y015
+
+@_typing.final
+class FleetPolicyChanged(_message.Message):
+    """The fleet's policy changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def policy(self) -> _types_pb2.FleetPolicy:
+        """The policy after the change; every field is set."""
+
+    def __init__(
+        self,
+        *,
+        policy: _types_pb2.FleetPolicy | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FleetPolicyChanged: _TypeAlias = FleetPolicyChanged  # noqa: Y015
+
+@_typing.final
 class ServerChanged(_message.Message):
     """The inventory changed."""
 
@@ -414,7 +593,7 @@ class ServerChanged(_message.Message):
         CHANGE_STATUS: ServerChanged._Change.ValueType  # 2
         """Its status or whether it is managed changed."""
         CHANGE_CAPACITY: ServerChanged._Change.ValueType  # 3
-        """Its capacity or headroom changed."""
+        """Its capacity, headroom or over-commit changed."""
         CHANGE_UPDATED: ServerChanged._Change.ValueType  # 4
         """Another field changed: address, labels, ports, source."""
         CHANGE_USAGE_STALE: ServerChanged._Change.ValueType  # 5
@@ -432,7 +611,7 @@ class ServerChanged(_message.Message):
     CHANGE_STATUS: ServerChanged.Change.ValueType  # 2
     """Its status or whether it is managed changed."""
     CHANGE_CAPACITY: ServerChanged.Change.ValueType  # 3
-    """Its capacity or headroom changed."""
+    """Its capacity, headroom or over-commit changed."""
     CHANGE_UPDATED: ServerChanged.Change.ValueType  # 4
     """Another field changed: address, labels, ports, source."""
     CHANGE_USAGE_STALE: ServerChanged.Change.ValueType  # 5

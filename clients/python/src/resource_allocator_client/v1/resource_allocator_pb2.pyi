@@ -705,6 +705,177 @@ class ListWaitingResponse(_message.Message):
 Global___ListWaitingResponse: _TypeAlias = ListWaitingResponse  # noqa: Y015
 
 @_typing.final
+class RelocateProjectRequest(_message.Message):
+    """The request of RelocateProject."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    FROM_SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """Required: the project."""
+    server_handle: _builtins.str
+    """This server or a refusal. Unset: the best of the others."""
+    from_server_handle: _builtins.str
+    """Moves it only while it is placed here, so that a repeat does not move it again. Unset: wherever it is."""
+    strategy: _types_pb2.PlacementStrategy.ValueType
+    """Which of the servers that fit is chosen, the service's default when unset."""
+    validate_only: _builtins.bool
+    """Answers where it would go, and writes nothing."""
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        server_handle: _builtins.str | None = ...,
+        from_server_handle: _builtins.str | None = ...,
+        strategy: _types_pb2.PlacementStrategy.ValueType = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_from_server_handle", b"_from_server_handle", "_server_handle", b"_server_handle", "from_server_handle", b"from_server_handle", "server_handle", b"server_handle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_from_server_handle", b"_from_server_handle", "_server_handle", b"_server_handle", "from_server_handle", b"from_server_handle", "project_id", b"project_id", "server_handle", b"server_handle", "strategy", b"strategy", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__from_server_handle: _TypeAlias = _typing.Literal["from_server_handle"]  # noqa: Y015
+    _WhichOneofArgType__from_server_handle: _TypeAlias = _typing.Literal["_from_server_handle", b"_from_server_handle"]  # noqa: Y015
+    _WhichOneofReturnType__server_handle: _TypeAlias = _typing.Literal["server_handle"]  # noqa: Y015
+    _WhichOneofArgType__server_handle: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_server_handle) -> _WhichOneofReturnType__from_server_handle | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__server_handle) -> _WhichOneofReturnType__server_handle | None: ...
+
+Global___RelocateProjectRequest: _TypeAlias = RelocateProjectRequest  # noqa: Y015
+
+@_typing.final
+class RelocateProjectResponse(_message.Message):
+    """The answer of RelocateProject."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVED_FIELD_NUMBER: _builtins.int
+    FROM_SERVER_HANDLE_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    ALLOCATIONS_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    moved: _builtins.bool
+    """Whether it moved, or would move."""
+    from_server_handle: _builtins.str
+    """Where it was before; empty where it did not move."""
+    resume_token: _builtins.str
+    """Pass it to WatchAllocations to miss nothing that follows this answer."""
+    @_builtins.property
+    def placement(self) -> _types_pb2.Placement:
+        """Where the project may run."""
+
+    @_builtins.property
+    def allocations(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Allocation]:
+        """All of its ports, ordered by module."""
+
+    def __init__(
+        self,
+        *,
+        moved: _builtins.bool = ...,
+        from_server_handle: _builtins.str = ...,
+        placement: _types_pb2.Placement | None = ...,
+        allocations: _abc.Iterable[_types_pb2.Allocation] | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocations", b"allocations", "from_server_handle", b"from_server_handle", "moved", b"moved", "placement", b"placement", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RelocateProjectResponse: _TypeAlias = RelocateProjectResponse  # noqa: Y015
+
+@_typing.final
+class ReportPortInUseRequest(_message.Message):
+    """The request of ReportPortInUse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    MODULE_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    START_PORT_FIELD_NUMBER: _builtins.int
+    project_id: _builtins.str
+    """Required: the project."""
+    module: _builtins.str
+    """Required: its module."""
+    port: _builtins.int
+    """Required: the port that was found in use, 1 to 65535."""
+    detail: _builtins.str
+    """What was seen, for people: up to 255 characters without control characters."""
+    start_port: _builtins.int
+    """The lowest port to consider for another one, 1 to 65535, default 8000."""
+    def __init__(
+        self,
+        *,
+        project_id: _builtins.str = ...,
+        module: _builtins.str = ...,
+        port: _builtins.int = ...,
+        detail: _builtins.str = ...,
+        start_port: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_start_port", b"_start_port", "start_port", b"start_port"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_start_port", b"_start_port", "detail", b"detail", "module", b"module", "port", b"port", "project_id", b"project_id", "start_port", b"start_port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__start_port: _TypeAlias = _typing.Literal["start_port"]  # noqa: Y015
+    _WhichOneofArgType__start_port: _TypeAlias = _typing.Literal["_start_port", b"_start_port"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_port) -> _WhichOneofReturnType__start_port | None: ...
+
+Global___ReportPortInUseRequest: _TypeAlias = ReportPortInUseRequest  # noqa: Y015
+
+@_typing.final
+class ReportPortInUseResponse(_message.Message):
+    """The answer of ReportPortInUse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPLACED_FIELD_NUMBER: _builtins.int
+    ALLOCATION_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_UNTIL_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    replaced: _builtins.bool
+    """Whether the port was set aside now; false where the module held another one already."""
+    resume_token: _builtins.str
+    """Pass it to WatchAllocations to miss nothing that follows this answer."""
+    @_builtins.property
+    def allocation(self) -> _types_pb2.Allocation:
+        """The port that the module holds now."""
+
+    @_builtins.property
+    def set_aside_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when the reported port is given to nobody; unset where it was not set aside."""
+
+    @_builtins.property
+    def placement(self) -> _types_pb2.Placement:
+        """Where the project may run."""
+
+    def __init__(
+        self,
+        *,
+        replaced: _builtins.bool = ...,
+        allocation: _types_pb2.Allocation | None = ...,
+        set_aside_until: _timestamp_pb2.Timestamp | None = ...,
+        placement: _types_pb2.Placement | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "placement", b"placement", "set_aside_until", b"set_aside_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "placement", b"placement", "replaced", b"replaced", "resume_token", b"resume_token", "set_aside_until", b"set_aside_until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportPortInUseResponse: _TypeAlias = ReportPortInUseResponse  # noqa: Y015
+
+@_typing.final
 class WatchAllocationsRequest(_message.Message):
     """The request of WatchAllocations. At most one of `resume_token` and `from_beginning`; neither means from now."""
 

@@ -66,6 +66,16 @@ class ResourceAllocatorStub(object):
                 request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingRequest.SerializeToString,
                 response_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingResponse.FromString,
                 _registered_method=True)
+        self.RelocateProject = channel.unary_unary(
+                '/resourceallocator.v1.ResourceAllocator/RelocateProject',
+                request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.RelocateProjectRequest.SerializeToString,
+                response_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.RelocateProjectResponse.FromString,
+                _registered_method=True)
+        self.ReportPortInUse = channel.unary_unary(
+                '/resourceallocator.v1.ResourceAllocator/ReportPortInUse',
+                request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ReportPortInUseRequest.SerializeToString,
+                response_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ReportPortInUseResponse.FromString,
+                _registered_method=True)
         self.WatchAllocations = channel.unary_stream(
                 '/resourceallocator.v1.ResourceAllocator/WatchAllocations',
                 request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.WatchAllocationsRequest.SerializeToString,
@@ -138,6 +148,30 @@ class ResourceAllocatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RelocateProject(self, request, context):
+        """Moves a project to another server, with all that it holds, in one transaction: the ports that it leaves rest, and it gets
+        others. The server must carry the labels that the project was placed with; an explicit port stays explicit. What is there
+        already, or has left `from_server_handle`, is answered as it stands.
+
+        Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, SERVER_NOT_FOUND, the funnel's over the other servers; OVERLOADED,
+        DATABASE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportPortInUse(self, request, context):
+        """For the worker that finds a module's port bound on the host by something else: the port is set aside for a while, given to
+        nobody, and the module gets another on the same server. Where the module holds another port than the one that is
+        reported, it is answered as it stands, so that a repeat is harmless.
+
+        Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, MODULE_NOT_FOUND, BOUND_SERVER_NOT_ADMISSIBLE, PORTS_EXHAUSTED; OVERLOADED,
+        DATABASE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchAllocations(self, request, context):
         """Streams the progress events, from now, from the beginning, or after a token; each once and in order. A stream that ends
         is resumed with the last `resume_token`, at any replica.
@@ -180,6 +214,16 @@ def add_ResourceAllocatorServicer_to_server(servicer, server):
                     servicer.ListWaiting,
                     request_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingRequest.FromString,
                     response_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingResponse.SerializeToString,
+            ),
+            'RelocateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.RelocateProject,
+                    request_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.RelocateProjectRequest.FromString,
+                    response_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.RelocateProjectResponse.SerializeToString,
+            ),
+            'ReportPortInUse': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportPortInUse,
+                    request_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ReportPortInUseRequest.FromString,
+                    response_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ReportPortInUseResponse.SerializeToString,
             ),
             'WatchAllocations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchAllocations,
@@ -351,6 +395,60 @@ class ResourceAllocator(object):
             '/resourceallocator.v1.ResourceAllocator/ListWaiting',
             resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingRequest.SerializeToString,
             resourceallocator_dot_v1_dot_resource__allocator__pb2.ListWaitingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RelocateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resourceallocator.v1.ResourceAllocator/RelocateProject',
+            resourceallocator_dot_v1_dot_resource__allocator__pb2.RelocateProjectRequest.SerializeToString,
+            resourceallocator_dot_v1_dot_resource__allocator__pb2.RelocateProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportPortInUse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resourceallocator.v1.ResourceAllocator/ReportPortInUse',
+            resourceallocator_dot_v1_dot_resource__allocator__pb2.ReportPortInUseRequest.SerializeToString,
+            resourceallocator_dot_v1_dot_resource__allocator__pb2.ReportPortInUseResponse.FromString,
             options,
             channel_credentials,
             insecure,

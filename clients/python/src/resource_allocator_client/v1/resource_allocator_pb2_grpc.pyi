@@ -71,6 +71,22 @@ class ResourceAllocatorStub:
 
     Errors: INVALID_REQUEST (also for a token that is forged or was made for other filters), DATABASE_UNAVAILABLE.
     """
+    RelocateProject: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.RelocateProjectRequest, _resource_allocator_pb2.RelocateProjectResponse]
+    """Moves a project to another server, with all that it holds, in one transaction: the ports that it leaves rest, and it gets
+    others. The server must carry the labels that the project was placed with; an explicit port stays explicit. What is there
+    already, or has left `from_server_handle`, is answered as it stands.
+
+    Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, SERVER_NOT_FOUND, the funnel's over the other servers; OVERLOADED,
+    DATABASE_UNAVAILABLE.
+    """
+    ReportPortInUse: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.ReportPortInUseRequest, _resource_allocator_pb2.ReportPortInUseResponse]
+    """For the worker that finds a module's port bound on the host by something else: the port is set aside for a while, given to
+    nobody, and the module gets another on the same server. Where the module holds another port than the one that is
+    reported, it is answered as it stands, so that a repeat is harmless.
+
+    Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, MODULE_NOT_FOUND, BOUND_SERVER_NOT_ADMISSIBLE, PORTS_EXHAUSTED; OVERLOADED,
+    DATABASE_UNAVAILABLE.
+    """
     WatchAllocations: _grpc.UnaryStreamMultiCallable[_resource_allocator_pb2.WatchAllocationsRequest, _resource_allocator_pb2.WatchAllocationsResponse]
     """Streams the progress events, from now, from the beginning, or after a token; each once and in order. A stream that ends
     is resumed with the last `resume_token`, at any replica.
@@ -120,6 +136,22 @@ class ResourceAllocatorAsyncStub(ResourceAllocatorStub):
     """Reads the line of those who wait for capacity, in its order, a page at a time.
 
     Errors: INVALID_REQUEST (also for a token that is forged or was made for other filters), DATABASE_UNAVAILABLE.
+    """
+    RelocateProject: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.RelocateProjectRequest, _resource_allocator_pb2.RelocateProjectResponse]  # type: ignore[assignment]
+    """Moves a project to another server, with all that it holds, in one transaction: the ports that it leaves rest, and it gets
+    others. The server must carry the labels that the project was placed with; an explicit port stays explicit. What is there
+    already, or has left `from_server_handle`, is answered as it stands.
+
+    Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, SERVER_NOT_FOUND, the funnel's over the other servers; OVERLOADED,
+    DATABASE_UNAVAILABLE.
+    """
+    ReportPortInUse: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.ReportPortInUseRequest, _resource_allocator_pb2.ReportPortInUseResponse]  # type: ignore[assignment]
+    """For the worker that finds a module's port bound on the host by something else: the port is set aside for a while, given to
+    nobody, and the module gets another on the same server. Where the module holds another port than the one that is
+    reported, it is answered as it stands, so that a repeat is harmless.
+
+    Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, MODULE_NOT_FOUND, BOUND_SERVER_NOT_ADMISSIBLE, PORTS_EXHAUSTED; OVERLOADED,
+    DATABASE_UNAVAILABLE.
     """
     WatchAllocations: _aio.UnaryStreamMultiCallable[_resource_allocator_pb2.WatchAllocationsRequest, _resource_allocator_pb2.WatchAllocationsResponse]  # type: ignore[assignment]
     """Streams the progress events, from now, from the beginning, or after a token; each once and in order. A stream that ends
@@ -203,6 +235,34 @@ class ResourceAllocatorServicer(metaclass=_abc_1.ABCMeta):
         """Reads the line of those who wait for capacity, in its order, a page at a time.
 
         Errors: INVALID_REQUEST (also for a token that is forged or was made for other filters), DATABASE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def RelocateProject(
+        self,
+        request: _resource_allocator_pb2.RelocateProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resource_allocator_pb2.RelocateProjectResponse, _abc.Awaitable[_resource_allocator_pb2.RelocateProjectResponse]]:
+        """Moves a project to another server, with all that it holds, in one transaction: the ports that it leaves rest, and it gets
+        others. The server must carry the labels that the project was placed with; an explicit port stays explicit. What is there
+        already, or has left `from_server_handle`, is answered as it stands.
+
+        Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, SERVER_NOT_FOUND, the funnel's over the other servers; OVERLOADED,
+        DATABASE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportPortInUse(
+        self,
+        request: _resource_allocator_pb2.ReportPortInUseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resource_allocator_pb2.ReportPortInUseResponse, _abc.Awaitable[_resource_allocator_pb2.ReportPortInUseResponse]]:
+        """For the worker that finds a module's port bound on the host by something else: the port is set aside for a while, given to
+        nobody, and the module gets another on the same server. Where the module holds another port than the one that is
+        reported, it is answered as it stands, so that a repeat is harmless.
+
+        Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, MODULE_NOT_FOUND, BOUND_SERVER_NOT_ADMISSIBLE, PORTS_EXHAUSTED; OVERLOADED,
+        DATABASE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod
