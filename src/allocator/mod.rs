@@ -10,21 +10,20 @@ mod housekeeper;
 mod inventory;
 mod journal;
 pub mod line;
+mod options;
 mod reader;
 mod relocate;
 pub mod relocations;
 mod replica;
 mod waiting;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use time::OffsetDateTime;
 use tokio::{
     sync::{RwLock, RwLockReadGuard, mpsc, oneshot, watch},
     task::JoinSet,
 };
 
-pub use self::error::Error;
 use self::{
     combiner::Combiner,
     command::{Answer, EnsureAnswer, Job, Outcome, ProjectView, ReleaseAnswer, Request},
@@ -32,11 +31,12 @@ use self::{
     reader::Reader,
     replica::Replica,
 };
+pub use self::{error::Error, options::AllocatorOptions};
 use crate::{
     domain::{
         Project, ProjectId, ServerHandle,
         inventory::{ServerPatch, ServerSpec, SyncPlan, SyncRequest, plan_sync},
-        placement::{Context, Explanation, filter::admits, find_servers, server_not_found},
+        placement::{Explanation, filter::admits, find_servers, server_not_found},
         policy::{FleetPolicy, PolicyPatch},
         request::{EnsureRequest, FindRequest, ReleaseRequest},
         server::Observation,
@@ -50,47 +50,6 @@ use crate::{
         waiters::{self, WaiterRecord},
     },
 };
-
-/// What the allocator depends on beside the database.
-#[derive(Debug, Clone, Copy)]
-pub struct AllocatorOptions {
-    /// How old a usage report may be.
-    pub usage_max_age: Duration,
-    /// Whether a server that never reported its usage takes nothing new.
-    pub usage_required: bool,
-    /// For how long a port that was found in use on its host is given to nobody.
-    pub port_set_aside: Duration,
-    /// For how long a port that was given back rests while another is free.
-    pub port_rest: Duration,
-    /// How many requests may wait.
-    pub queue_limit: usize,
-    /// How many requests one transaction takes.
-    pub max_batch: usize,
-    /// How many projects may stand in line.
-    pub line_limit: usize,
-}
-
-impl Default for AllocatorOptions {
-    fn default() -> Self {
-        Self {
-            usage_max_age: Duration::from_mins(5),
-            usage_required: false,
-            port_set_aside: Duration::from_hours(1),
-            port_rest: Duration::from_mins(1),
-            queue_limit: 4096,
-            max_batch: 256,
-            line_limit: 1000,
-        }
-    }
-}
-
-impl AllocatorOptions {
-    /// What decisions depend on at a time.
-    #[must_use]
-    pub fn context(&self, now: OffsetDateTime) -> Context {
-        Context { now, usage_max_age: self.usage_max_age, usage_required: self.usage_required }
-    }
-}
 
 /// A page of what was asked for, and the number of the newest event that it includes.
 #[derive(Debug)]

@@ -15,7 +15,8 @@ use crate::domain::{
 };
 
 /// All of a server that decisions depend on.
-type Standing<'a> = (&'a Server, Resources, i64, Option<&'a Observation>, bool, &'a ServerPorts);
+type Standing<'a> =
+    (&'a Server, Resources, i64, Option<&'a Observation>, bool, &'a crate::domain::ports::ServerPorts);
 
 fn standing(fleet: &Fleet) -> BTreeMap<&ServerHandle, Standing<'_>> {
     fleet
