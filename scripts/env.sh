@@ -16,6 +16,18 @@ fail() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
+# need_go_tool PACKAGE@VERSION: builds a program into the tools folder; a note beside it says which version it is.
+need_go_tool() {
+    local name="${1%@*}"
+    local program="$TOOLS/bin/${name##*/}" note="$TOOLS/bin/.${name##*/}.version"
+    if [[ -x "$program" && "$(cat "$note" 2>/dev/null)" == "$1" ]]; then return; fi
+    has go || fail "${name##*/} is built by Go, which is not on this machine"
+    say "building $1 (up to a minute and a half on two cores)"
+    mkdir -p "$TOOLS/bin"
+    GOBIN="$TOOLS/bin" go install "$1" || fail "go could not build $1; its own message is above"
+    printf '%s\n' "$1" >"$note"
+}
+
 cargo_target_dir() {
     cargo metadata --manifest-path "$ROOT/Cargo.toml" --no-deps --offline --format-version 1 |
         sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'

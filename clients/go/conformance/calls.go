@@ -42,6 +42,7 @@ func newRunner(connection *grpc.ClientConn) *runner {
 		allocator + "ListAllocations":   unary[pb.ListAllocationsRequest](a.ListAllocations),
 		allocator + "GetPlacement":      unary[pb.GetPlacementRequest](a.GetPlacement),
 		allocator + "FindServer":        unary[pb.FindServerRequest](a.FindServer),
+		allocator + "ListWaiting":       unary[pb.ListWaitingRequest](a.ListWaiting),
 		allocator + "WatchAllocations":  stream[pb.WatchAllocationsRequest](a.WatchAllocations),
 		inventory + "RegisterServer":    unary[pb.RegisterServerRequest](i.RegisterServer),
 		inventory + "GetServer":         unary[pb.GetServerRequest](i.GetServer),

@@ -52,8 +52,7 @@ func main() {
 	}
 	if _, err := allocator.EnsureAllocation(ctx, tooBig); err != nil {
 		info := reasonOf(err)
-		fmt.Printf("refused: %s, disposition %s\n  %s\n",
-			info.GetReason(), info.GetMetadata()["disposition"], status.Convert(err).Message())
+		fmt.Printf("refused: %s, disposition %s\n", info.GetReason(), info.GetMetadata()["disposition"])
 	}
 
 	released, err := allocator.ReleaseAllocation(ctx, &pb.ReleaseAllocationRequest{ProjectId: "go-tour"})

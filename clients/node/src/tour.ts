@@ -11,7 +11,7 @@ const baseUrl = process.env["RESOURCE_ALLOCATOR_ENDPOINT"] ?? "http://127.0.0.1:
 const allocator = createClient(ResourceAllocator, createGrpcTransport({ baseUrl, defaultTimeoutMs: 10_000 }));
 
 function show(answer: EnsureAllocationResponse): void {
-  console.log(EnsureOutcome[answer.outcome], "on", answer.placement?.serverHandle);
+  console.log(`${EnsureOutcome[answer.outcome]} on ${answer.placement?.serverHandle}`);
   for (const { module, serverAddress, port } of answer.allocations) {
     console.log(`  ${module}: ${serverAddress}:${port}`);
   }
@@ -27,12 +27,12 @@ try {
   await allocator.ensureAllocation({ projectId: "too-big", resources });
 } catch (error) {
   // Every refusal has an ErrorInfo; its metadata says what kind of act is needed.
-  const refused = ConnectError.from(error);
-  const [info] = refused.findDetails(ErrorInfoSchema);
+  const [info] = ConnectError.from(error).findDetails(ErrorInfoSchema);
   console.log(`refused: ${info?.reason}, disposition ${info?.metadata["disposition"]}`);
-  console.log(`  ${refused.rawMessage}`);
 }
 
 const { released } = await allocator.releaseAllocation({ projectId: "node-tour" });
-console.log("gave back", released.map(({ serverAddress, port }) => `${serverAddress}:${port}`).join(", "));
+for (const { serverAddress, port } of released) {
+  console.log(`gave back ${serverAddress}:${port}`);
+}
 process.exit(0);

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from live_service import PATIENCE_S, ROOT, Service, find_binary, live_service  # noqa: E402
 
-__all__ = ["PATIENCE_S", "ROOT", "Service"]
+__all__ = ["PATIENCE_S", "ROOT", "Service", "live_service"]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ scripts/test brings grpcurl. Without it these tests fail: SKIP_GRPCURL=1 says by
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from conftest import PATIENCE_S, Service
+from conftest import PATIENCE_S, ROOT, Service
 
 ALLOCATOR = "resourceallocator.v1.ResourceAllocator"
 INVENTORY = "resourceallocator.v1.ServerInventory"
@@ -83,6 +85,46 @@ def test_the_service_tells_what_it_is(run):
     assert json.loads(health.stdout) == {"status": "SERVING"}
 
 
+def test_every_method_of_both_services_describes_itself(run):
+    for service in [ALLOCATOR, INVENTORY]:
+        methods = run("list", service).stdout.split()
+        assert len(methods) > 5, methods
+        for method in methods:
+            described = run("describe", method)
+            assert f"rpc {method.rpartition('.')[2]} (" in described.stdout, described.stderr
+            [request] = re.findall(r"rpc \w+ \( \.([\w.]+) \)", described.stdout)
+            assert run("describe", request).returncode == 0
+
+
+def test_every_method_of_the_inventory_is_called(call, register):
+    created = register("right")["server"]
+    assert call(f"{INVENTORY}/GetServer", {"handle": "right"})["server"]["etag"] == created["etag"]
+    assert [server["handle"] for server in call(f"{INVENTORY}/ListServers", {})["servers"]] == ["right"]
+    # In the JSON that grpcurl reads, a mask is an object.
+    change = {"server": {"handle": "right", "status": "SERVER_STATUS_MAINTENANCE"}, "update_mask": {"paths": ["status"]}}
+    assert call(f"{INVENTORY}/UpdateServer", change)["server"]["status"] == "SERVER_STATUS_MAINTENANCE"
+    report = {"handle": "right", "usage": {"ram_mb": 300, "listening_ports": [22]}}
+    assert call(f"{INVENTORY}/ReportUsage", report)["server"]["observed"]["usage"]["listeningPorts"] == [22]
+    source = {"source": "cloud", "servers": [{"handle": "c-1", "address": "192.0.2.41", "capacity": {"ram_mb": 1}}]}
+    assert call(f"{INVENTORY}/SyncServers", source)["created"] == 1
+    assert call(f"{INVENTORY}/DeleteServer", {"handle": "right"}) == {}
+
+
+def test_what_the_readme_shows_works(grpcurl, service, register):
+    register("right")
+    readme = (ROOT / "README.md").read_text()
+    [block] = re.findall(r"### With grpcurl\n.*?```sh\n(.*?)```", readme, re.DOTALL)
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert len(commands) >= 4
+    for name, *arguments in commands:
+        assert name == "grpcurl"
+        arguments = [argument.replace("127.0.0.1:50051", service.address) for argument in arguments]
+        done = subprocess.run([grpcurl, *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
+        # A watch ends when its time is over.
+        ended = "DeadlineExceeded" in done.stderr if "-max-time" in arguments else done.returncode == 0
+        assert ended and done.stdout, (arguments, done.stderr)
+
+
 def test_the_deploy_that_failed_gets_its_server_and_its_ports(call, register, grpcurl, service):
     register("resting", ram_mb=32768, status="SERVER_STATUS_MAINTENANCE")
     register("right")
@@ -103,6 +145,10 @@ def test_the_deploy_that_failed_gets_its_server_and_its_ports(call, register, gr
     assert [(a["module"], a["port"]) for a in extended["allocations"]] == [("backend", 8000), ("frontend", 8001)]
 
     assert call(f"{ALLOCATOR}/ListAllocations", {})["allocations"] == extended["allocations"]
+    placed = call(f"{ALLOCATOR}/GetPlacement", {"project_id": "hello-world-bot"})
+    assert placed["allocations"] == extended["allocations"]
+    [candidate] = call(f"{ALLOCATOR}/FindServer", {"explain": True})["candidates"]
+    assert candidate["server"]["handle"] == "right"
     released = call(f"{ALLOCATOR}/ReleaseAllocation", {"project_id": "hello-world-bot"})
     assert released["placementRemoved"] is True
     assert "allocations" not in call(f"{ALLOCATOR}/ListAllocations", {})

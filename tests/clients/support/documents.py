@@ -52,13 +52,22 @@ def blocks(document: Path) -> Iterator[Block]:
 class Reader:
     """Someone who types what a document shows."""
 
-    def __init__(self, folder: Path, environment: dict[str, str], python: str, replace: dict[str, str]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environment: dict[str, str],
+        python: str,
+        replace: dict[str, str],
+        shown: dict[str, list[Path]] | None = None,
+    ) -> None:
         self._folder = folder
         self._environment = environment
         # The program that runs the blocks of Python, from the folder.
         self._python = python
         # What the reader has in place of what the document shows, such as another port.
         self._replace = replace
+        # Blocks of other languages show a part of one of these files.
+        self._shown = shown or {}
         self._interpreter: subprocess.Popen[str] | None = None
 
     def follow(self, document: Path) -> int:
@@ -77,6 +86,9 @@ class Reader:
                     printed = self._run_shell(text, where)
                 elif block.language == "python":
                     printed = self._run_python(text, where)
+                elif block.language in self._shown:
+                    files = self._shown[block.language]
+                    assert any(block.text.strip() in file.read_text() for file in files), f"{where}: {files} hold no such code"
                 else:
                     raise AssertionError(f"{where}: nothing runs a block of {block.language}")
                 ran += 1

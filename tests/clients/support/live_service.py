@@ -44,7 +44,8 @@ class Service:
 
     def __init__(self, binary: Path, folder: Path, *arguments: str) -> None:
         self.address = "127.0.0.1:0"
-        self._command = [binary, "serve", "--data-dir", folder / "data", *arguments]
+        self.data_dir = folder / "data"
+        self._command = [binary, "serve", "--data-dir", self.data_dir, *arguments]
         self._process: subprocess.Popen[str] | None = None
         self.start()
 

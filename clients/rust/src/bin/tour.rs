@@ -32,12 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     if let Err(refused) = allocator.ensure_allocation(too_big).await {
         // Every refusal has an ErrorInfo; its metadata says what kind of act is needed.
         let info = refused.get_details_error_info().ok_or("a refusal without its reason")?;
-        println!(
-            "refused: {}, disposition {}\n  {}",
-            info.reason,
-            info.metadata["disposition"],
-            refused.message()
-        );
+        println!("refused: {}, disposition {}", info.reason, info.metadata["disposition"]);
     }
 
     let release = ReleaseAllocationRequest { project_id: "rust-tour".to_owned(), ..Default::default() };

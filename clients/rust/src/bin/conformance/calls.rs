@@ -109,6 +109,7 @@ impl Runner {
             "resourceallocator.v1.ResourceAllocator/ListAllocations" => unary!(allocator, list_allocations),
             "resourceallocator.v1.ResourceAllocator/GetPlacement" => unary!(allocator, get_placement),
             "resourceallocator.v1.ResourceAllocator/FindServer" => unary!(allocator, find_server),
+            "resourceallocator.v1.ResourceAllocator/ListWaiting" => unary!(allocator, list_waiting),
             "resourceallocator.v1.ResourceAllocator/WatchAllocations" => {
                 streaming!(allocator, watch_allocations)
             }

@@ -42,8 +42,7 @@ public final class Tour {
             } catch (StatusRuntimeException refused) {
                 ErrorInfo info = reasonOf(refused);
                 System.out.printf(
-                        "refused: %s, disposition %s%n  %s%n",
-                        info.getReason(), info.getMetadataOrThrow("disposition"), refused.getStatus().getDescription());
+                        "refused: %s, disposition %s%n", info.getReason(), info.getMetadataOrThrow("disposition"));
             }
 
             var release = ReleaseAllocationRequest.newBuilder().setProjectId("java-tour").build();
