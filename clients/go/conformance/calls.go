@@ -43,6 +43,8 @@ func newRunner(connection *grpc.ClientConn) *runner {
 		allocator + "GetPlacement":      unary[pb.GetPlacementRequest](a.GetPlacement),
 		allocator + "FindServer":        unary[pb.FindServerRequest](a.FindServer),
 		allocator + "ListWaiting":       unary[pb.ListWaitingRequest](a.ListWaiting),
+		allocator + "RelocateProject":   unary[pb.RelocateProjectRequest](a.RelocateProject),
+		allocator + "ReportPortInUse":   unary[pb.ReportPortInUseRequest](a.ReportPortInUse),
 		allocator + "WatchAllocations":  stream[pb.WatchAllocationsRequest](a.WatchAllocations),
 		inventory + "RegisterServer":    unary[pb.RegisterServerRequest](i.RegisterServer),
 		inventory + "GetServer":         unary[pb.GetServerRequest](i.GetServer),
@@ -51,6 +53,9 @@ func newRunner(connection *grpc.ClientConn) *runner {
 		inventory + "DeleteServer":      unary[pb.DeleteServerRequest](i.DeleteServer),
 		inventory + "ReportUsage":       unary[pb.ReportUsageRequest](i.ReportUsage),
 		inventory + "SyncServers":       unary[pb.SyncServersRequest](i.SyncServers),
+		inventory + "DrainServer":       unary[pb.DrainServerRequest](i.DrainServer),
+		inventory + "GetFleetPolicy":    unary[pb.GetFleetPolicyRequest](i.GetFleetPolicy),
+		inventory + "UpdateFleetPolicy": unary[pb.UpdateFleetPolicyRequest](i.UpdateFleetPolicy),
 	}}
 }
 

@@ -110,6 +110,8 @@ impl Runner {
             "resourceallocator.v1.ResourceAllocator/GetPlacement" => unary!(allocator, get_placement),
             "resourceallocator.v1.ResourceAllocator/FindServer" => unary!(allocator, find_server),
             "resourceallocator.v1.ResourceAllocator/ListWaiting" => unary!(allocator, list_waiting),
+            "resourceallocator.v1.ResourceAllocator/RelocateProject" => unary!(allocator, relocate_project),
+            "resourceallocator.v1.ResourceAllocator/ReportPortInUse" => unary!(allocator, report_port_in_use),
             "resourceallocator.v1.ResourceAllocator/WatchAllocations" => {
                 streaming!(allocator, watch_allocations)
             }
@@ -120,6 +122,11 @@ impl Runner {
             "resourceallocator.v1.ServerInventory/DeleteServer" => unary!(inventory, delete_server),
             "resourceallocator.v1.ServerInventory/ReportUsage" => unary!(inventory, report_usage),
             "resourceallocator.v1.ServerInventory/SyncServers" => unary!(inventory, sync_servers),
+            "resourceallocator.v1.ServerInventory/DrainServer" => unary!(inventory, drain_server),
+            "resourceallocator.v1.ServerInventory/GetFleetPolicy" => unary!(inventory, get_fleet_policy),
+            "resourceallocator.v1.ServerInventory/UpdateFleetPolicy" => {
+                unary!(inventory, update_fleet_policy)
+            }
             path => Err(format!("there is no stub of {path}").into()),
         }
     }
