@@ -12,8 +12,8 @@ from conftest import Fleet
 from live_service import PATIENCE_S, Service
 from scripted import abort
 
-from resource_allocator_client import AsyncResourceAllocator, ResourceAllocator, _waiting
-from resource_allocator_client.errors import InsufficientCapacity, RequestExceedsFleet, WaitTimedOut
+from resource_allocator_client import AsyncResourceAllocator, Disposition, ResourceAllocator, _waiting
+from resource_allocator_client.errors import InsufficientCapacity, RequestExceedsFleet, WaitReleased, WaitTimedOut
 from resource_allocator_client.v1 import resource_allocator_pb2 as api
 from resource_allocator_client.v1.resource_allocator_pb2_grpc import ResourceAllocatorServicer, ResourceAllocatorStub
 
@@ -84,8 +84,9 @@ def test_a_place_comes_when_another_project_gives_its_own_back(
         lambda: answers.append(client.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=PATIENCE_S))
     )
     with client.watch(project_id=tag, from_beginning=True) as events:
-        # Told in the log: refused, or in line.
-        next(event for event in events if event.WhichOneof("detail") in {"failed", "waiting"})
+        next(event for event in events if event.WhichOneof("detail") == "waiting")
+    (waiter,) = client.list_waiting(project_id=tag)
+    assert (waiter.reason, waiter.resources.ram_mb) == ("INSUFFICIENT_CAPACITY", 512)
     client.release(full)
     waiting.join(PATIENCE_S)
     assert [allocation.module for allocation in answers[0].allocations] == ["backend"]
@@ -143,13 +144,62 @@ def test_what_the_log_does_not_tell_is_looked_for_now_and_then(
 def test_the_end_of_the_time_is_told_with_the_figures(
     older: OlderRelease, serve, client, fleet: Fleet, full: str, tag: str
 ):
-    with pytest.raises(WaitTimedOut):
+    with pytest.raises(WaitTimedOut) as in_line:
         client.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=0.5)
+    assert in_line.value.metadata["waited_for"] == "INSUFFICIENT_CAPACITY"
     with ResourceAllocator(serve(older), timeout=PATIENCE_S) as through_older, pytest.raises(WaitTimedOut) as over:
         through_older.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=0.5)
     assert isinstance(over.value.__cause__, InsufficientCapacity)
     assert over.value.metadata["nearest.short.ram_mb"] == "488"
     assert "waited_s" in over.value.metadata
+
+
+def test_the_line_is_the_same_for_asyncio(
+    client: ResourceAllocator, shared_service: Service, fleet, full: str, tag: str
+):
+    async def scenario() -> api.EnsureAllocationResponse:
+        async with AsyncResourceAllocator(shared_service.endpoint, timeout=PATIENCE_S) as waiting_client:
+            call = waiting_client.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=PATIENCE_S)
+            waiting = asyncio.ensure_future(call)
+            while not await waiting_client.list_waiting(project_id=tag):
+                await asyncio.sleep(0.05)
+            await waiting_client.release(full)
+            return await asyncio.wait_for(waiting, PATIENCE_S)
+
+    assert asyncio.run(scenario()).placement.project_id == tag
+
+
+def test_a_wait_outlives_the_service(own_service: Service):
+    fleet = Fleet(own_service, "line")
+    fleet.register(ram_mb=1024)
+    fleet.close()
+    answers = []
+    with ResourceAllocator(own_service.endpoint, timeout=PATIENCE_S) as client:
+        client.ensure("holder", ram_mb=1000)
+        waiting = in_background(lambda: answers.append(client.wait("shop", ram_mb=512, wait_for=PATIENCE_S)))
+        with client.watch(project_id="shop", from_beginning=True) as events:
+            next(event for event in events if event.WhichOneof("detail") == "waiting")
+        own_service.stop()
+        own_service.start()
+        client.release("holder")
+        waiting.join(PATIENCE_S)
+    assert answers[0].placement.project_id == "shop"
+
+
+def test_a_wait_that_is_released_is_told_so(client: ResourceAllocator, fleet: Fleet, full: str, tag: str):
+    ended = []
+
+    def wait() -> None:
+        with pytest.raises(WaitReleased) as released:
+            client.wait(tag, ram_mb=512, server_selector=fleet.selector, wait_for=PATIENCE_S)
+        ended.append(released.value)
+
+    waiting = in_background(wait)
+    with client.watch(project_id=tag, from_beginning=True) as events:
+        next(event for event in events if event.WhichOneof("detail") == "waiting")
+    client.release(tag)
+    waiting.join(PATIENCE_S)
+    assert ended[0].disposition is Disposition.CALLER
 
 
 def test_what_waiting_cannot_mend_is_raised_at_once(older: OlderRelease, serve, client, fleet: Fleet, tag: str):

@@ -24,7 +24,7 @@ ChannelOptions = Sequence[tuple[str, Any]]
 _SERVICE = "resourceallocator.v1.ResourceAllocator"
 # Every one may be repeated: an ensure and a release that were committed are answered from what stands, the others write nothing.
 # A stream is not in the list, for its reader resumes it with a token.
-_REPEATABLE = ("EnsureAllocation", "ReleaseAllocation", "ListAllocations", "GetPlacement", "FindServer")
+_REPEATABLE = ("EnsureAllocation", "ReleaseAllocation", "ListAllocations", "ListWaiting", "GetPlacement", "FindServer")
 # Four pauses of 0.2 s, 0.4 s, 0.8 s and 1.6 s, each give or take a fifth: a service that is started anew is back by then.
 _SERVICE_CONFIG = {
     "methodConfig": [

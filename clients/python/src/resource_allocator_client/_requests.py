@@ -100,6 +100,11 @@ def page(
     )
 
 
+def line(project_id: str | None, page_token: str) -> api.ListWaitingRequest:
+    """Builds the request for a page of ListWaiting."""
+    return api.ListWaitingRequest(project_id=project_id, page_size=PAGE_SIZE, page_token=page_token)
+
+
 def watch(
     project_id: str | None, server_handle: str | None, resume_token: str, from_beginning: bool
 ) -> api.WatchAllocationsRequest:

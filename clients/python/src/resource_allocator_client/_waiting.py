@@ -14,11 +14,13 @@ from .errors import Disposition, NotImplementedByService, ResourceAllocatorError
 from .v1 import events_pb2 as events
 
 # What other projects' ensures say of themselves. Whatever else is told may have made room: a release, a change of the inventory,
-# or a kind of event that this release does not know.
+# a place in line that was left, or a kind of event that this release does not know.
 _NO_ROOM_MADE = {"requested", "waiting", "server_selected", "port_allocated", "completed", "failed"}
 
 # Usage reports make room too and are not in the log, so an ensure is tried as often as this without a sign.
 POLL = 15.0
+# The longest time that the service lets a call stand in line; one that waits longer goes on in its place.
+LONGEST = 24 * 60 * 60.0
 # How long after the time to wait a service that keeps a line may take for its answer.
 ANSWER_MARGIN = 5.0
 

@@ -170,6 +170,18 @@ class ResourceAllocator:
             if not page_token:
                 return Listing(tuple(allocations), resume_token)
 
+    def list_waiting(self, *, project_id: str | None = None, timeout: float | None = None) -> tuple[api.Waiter, ...]:
+        """Reads who stands in line for capacity, in the order of the line. `timeout` is for each page."""
+        waiters: dict[str, api.Waiter] = {}
+        page_token = ""
+        while True:
+            page = self._call(self._stub.ListWaiting, _requests.line(project_id, page_token), timeout)
+            # The line moves on between two pages: a project is told once.
+            waiters |= {waiter.project_id: waiter for waiter in page.waiters}
+            page_token = page.next_page_token
+            if not page_token:
+                return tuple(waiters.values())
+
     def get(self, project_id: str, *, timeout: float | None = None) -> api.GetPlacementResponse:
         """Reads one project's placement and allocations; `ProjectNotFound` where it has none. Never places it."""
         return self._call(self._stub.GetPlacement, api.GetPlacementRequest(project_id=project_id), timeout)
@@ -254,13 +266,13 @@ class ResourceAllocator:
     def _stand_in_line(self, request: api.EnsureAllocationRequest, wait: _waiting.Wait) -> api.EnsureAllocationResponse:
         backoff = Backoff()
         while True:
-            left = wait.left()
+            left = min(wait.left(), _waiting.LONGEST)
             try:
                 return self._call(
                     self._stub.EnsureAllocation, _requests.waiting(request, left), left + _waiting.ANSWER_MARGIN
                 )
-            except TechnicalFailure as failure:
-                # A replica that ends does not take the place in line with it.
+            except (TechnicalFailure, WaitRefusal) as failure:
+                # A replica that ends does not take the place in line with it; a line that is full may be shorter soon.
                 pause = backoff.failed(failure.retry_after)
                 if pause >= wait.left():
                     raise

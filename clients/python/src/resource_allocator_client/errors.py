@@ -132,6 +132,12 @@ class WaitTimedOut(WaitRefusal):
     for_reason = "WAIT_TIMED_OUT"
 
 
+class LineFull(WaitRefusal):
+    """So many projects stand in line already that it takes no more."""
+
+    for_reason = "LINE_FULL"
+
+
 class NoServers(OperatorRefusal):
     """The inventory is empty."""
 
@@ -196,6 +202,18 @@ class PortTaken(CallerRefusal):
     """An explicit port cannot be had; the metadata's `cause` says why."""
 
     for_reason = "PORT_TAKEN"
+
+
+class WaitSuperseded(CallerRefusal):
+    """A later call of the project asks for something else and waits in its place."""
+
+    for_reason = "WAIT_SUPERSEDED"
+
+
+class WaitReleased(CallerRefusal):
+    """The project was released while it stood in line."""
+
+    for_reason = "WAIT_RELEASED"
 
 
 class Unauthenticated(CallerRefusal):
