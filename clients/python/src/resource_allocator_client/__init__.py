@@ -13,6 +13,7 @@ errors are in `resource_allocator_client.errors`. `resource_allocator_client.lan
 
 from ._requests import Module, Strategy
 from ._version import __version__
+from ._waiting import may_have_made_room
 from .aio_client import AsyncResourceAllocator
 from .aio_watch import AsyncWatch
 from .client import Listing, ResourceAllocator
@@ -52,4 +53,5 @@ __all__ = [
     "WaitRefusal",
     "Watch",
     "__version__",
+    "may_have_made_room",
 ]
