@@ -1,0 +1,1 @@
+"""A deploy pipeline: ResourceAllocator, EnvAnalyzer, SecretResolver, Deployer. `python -m devops_pipeline --help` runs it."""

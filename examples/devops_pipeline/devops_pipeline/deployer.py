@@ -1,0 +1,145 @@
+"""Deployer: writes the environment, starts the project's processes on the ports that were allocated, and probes each.
+
+All or nothing here, too: where one module does not answer, everything that was started is stopped. What ran of the project before
+is stopped first, since it holds the same ports.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from resource_allocator_client import Disposition
+from resource_allocator_client.langgraph import AllocatedResource, resource_of
+
+from . import probes, processes
+from .errors import InventoryError, PipelineError
+from .files import file_name, write_whole
+from .project import Module
+from .secret_resolver import part_of, render
+from .state import PipelineState, Running
+
+# How much of a module's log a failure tells.
+_LAST_LINES = 20
+
+
+def deployer_node(work: Path) -> Callable[[PipelineState], dict[str, Any]]:
+    """Makes the node; `work` is the worker's folder."""
+
+    def deploy(state: PipelineState) -> dict[str, Any]:
+        return {"deployment": _Deployment(work, state).run()}
+
+    return deploy
+
+
+def deployment_folder(work: Path, project_id: str) -> Path:
+    """Gives where a project's environment and its modules' logs are."""
+    return work / "deployments" / file_name(project_id)
+
+
+class _Deployment:
+    """One deploy of one project."""
+
+    def __init__(self, work: Path, state: PipelineState) -> None:
+        self._project_id = state["project_id"]
+        self._placement = state["placement"]
+        self._source = Path(state["project_folder"])
+        self._folder = deployment_folder(work, self._project_id)
+        self._mark = processes.mark_of(work, self._project_id)
+        self._secrets = {name: secret.get_secret_value() for name, secret in state["secrets"].items()}
+        self._environment = state["environment"] | self._secrets
+        # By name, whatever order they came in.
+        self._modules = [
+            (module, resource_of(state["allocated_resources"], module.name))
+            for module in (Module.model_validate(spec) for spec in state["project_spec"]["modules"])
+        ]
+
+    def run(self) -> dict[str, Running]:
+        self._check_place()
+        processes.stop(self._mark)
+        for module, resource in self._modules:
+            self._check_port(module, resource)
+        write_whole(self._folder / ".env", render(self._environment))
+        started: list[tuple[Module, AllocatedResource, subprocess.Popen[bytes]]] = []
+        try:
+            for module, resource in self._modules:
+                started.append((module, resource, self._start(module, resource)))
+            running = {module.name: self._probe(module, resource, process) for module, resource, process in started}
+            # One may have ended while the next was probed.
+            for module, _, process in started:
+                self._check_alive(module, process)
+            return running
+        except BaseException:
+            processes.stop(self._mark)
+            raise
+
+    def _check_place(self) -> None:
+        server, address = self._placement["server_handle"], self._placement["server_address"]
+        if not self._placement["server_admissible"]:
+            message = f"`{self._project_id}` keeps its place on `{server}`, which takes no work now: see to the server"
+            raise InventoryError("SERVER_NOT_ADMISSIBLE", Disposition.OPERATOR, message, server_handle=server)
+        if not probes.is_this_machine(address):
+            message = (
+                f"`{self._project_id}` is placed on `{server}` at {address}, which is not an address of this machine: "
+                "run a worker there"
+            )
+            raise PipelineError(
+                "NOT_THIS_MACHINE", Disposition.OPERATOR, message, server_handle=server, address=address
+            )
+
+    def _check_port(self, module: Module, resource: AllocatedResource) -> None:
+        host, port = resource["server_address"], resource["port"]
+        if not probes.is_free(host, port, resource["protocol"]):
+            message = (
+                f"port {port} is allocated to module `{module.name}` of `{self._project_id}`, "
+                f"and {probes.holder(port)} holds it on this machine: stop that, and retry the job"
+            )
+            raise PipelineError("PORT_HELD", Disposition.OPERATOR, message, module=module.name, port=str(port))
+
+    def _start(self, module: Module, resource: AllocatedResource) -> subprocess.Popen[bytes]:
+        own = {"HOST": part_of(resource, "HOST"), "PORT": part_of(resource, "PORT")}
+        return processes.start(module.command, self._source, self._environment | own, self._mark, self._log(module))
+
+    def _probe(self, module: Module, resource: AllocatedResource, process: subprocess.Popen[bytes]) -> Running:
+        host, port = resource["server_address"], resource["port"]
+        until = time.monotonic() + module.start_timeout_s
+        # A datagram is answered by no rule that is common to all: that the process lives has to do.
+        fault: str | None = None
+        while resource["protocol"] == "TCP":
+            fault = self._fault(module, host, port)
+            if fault is None or process.poll() is not None or time.monotonic() >= until:
+                break
+            probes.sleep()
+        self._check_alive(module, process)
+        if fault is not None:
+            where = f"at {host}:{port} within {module.start_timeout_s:g} s"
+            raise self._failed("PROBE_FAILED", module, f"did not answer {where} ({fault})")
+        return Running(pid=process.pid, address=host, port=port, log=str(self._log(module)))
+
+    def _fault(self, module: Module, host: str, port: int) -> str | None:
+        fault = probes.answers(host, port, module)
+        # Someone else who took the port in the meantime may answer as well.
+        if fault is None and not processes.listen(self._mark, port):
+            return f"{probes.holder(port)} answers, which is none of the project's"
+        return fault
+
+    def _check_alive(self, module: Module, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is not None:
+            raise self._failed("PROCESS_ENDED", module, f"ended with exit code {process.returncode}")
+
+    def _failed(self, reason: str, module: Module, what: str) -> PipelineError:
+        log = self._log(module)
+        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+        told = "\n".join(last)
+        for secret in self._secrets.values():
+            told = told.replace(secret, "…")
+        message = (
+            f"module `{module.name}` of `{self._project_id}` {what}; everything was stopped. {log} ends with:\n{told}"
+        )
+        return PipelineError(reason, Disposition.CALLER, message, module=module.name, log=str(log))
+
+    def _log(self, module: Module) -> Path:
+        return self._folder / f"{file_name(module.name)}.log"

@@ -1,0 +1,58 @@
+"""Why a deploy stopped: the service's refusals and the pipeline's own failures, told in the same way.
+
+A job's outcome follows the disposition alone, whoever found the fault: WAIT is parked until there may be room, TECHNICAL until
+some time has passed, OPERATOR until someone acted, and CALLER fails.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from resource_allocator_client import Disposition, ResourceAllocatorError
+
+
+class PipelineError(Exception):
+    """A failure that the pipeline found."""
+
+    # Whether it is the inventory that someone has to act on, so that the service's stream tells when they did.
+    of_inventory = False
+
+    def __init__(self, reason: str, disposition: Disposition, message: str, **metadata: str) -> None:
+        """Takes what is told: the reason in capitals, what kind of act is needed, and the message for people."""
+        super().__init__(message)
+        self.reason = reason
+        self.disposition = disposition
+        self.message = message
+        self.metadata = metadata
+
+    def __str__(self) -> str:
+        """Tells reason and disposition before the message, as the service's refusals do."""
+        return f"{self.reason} ({self.disposition}): {self.message}"
+
+
+class InventoryError(PipelineError):
+    """A failure that a change of the inventory mends."""
+
+    of_inventory = True
+
+
+class Report(TypedDict):
+    """What a job's file says of why the deploy stopped."""
+
+    reason: str
+    disposition: str
+    message: str
+    metadata: dict[str, str]
+    # Whether the service's stream tells when another try may do better.
+    told_by_stream: bool
+
+
+def report_of(error: ResourceAllocatorError | PipelineError) -> Report:
+    """Gives an error as a job's file keeps it."""
+    return Report(
+        reason=error.reason,
+        disposition=error.disposition.value,
+        message=error.message,
+        metadata=dict(error.metadata),
+        told_by_stream=isinstance(error, ResourceAllocatorError) or error.of_inventory,
+    )

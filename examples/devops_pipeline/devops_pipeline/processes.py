@@ -1,0 +1,118 @@
+"""The processes of a project: started, found again whoever started them, and stopped.
+
+A process is known by a variable in its environment, which it has from its first instant and its children have too. So one whose
+worker was killed before it could write anything down is found all the same, and a number that the system gave to another
+process since is not taken for it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import psutil
+
+from resource_allocator_client import Disposition
+
+from .errors import PipelineError
+
+MARK = "DEVOPS_PIPELINE_DEPLOYMENT"
+# How long processes may take to end by themselves.
+GRACE_S = 10.0
+_PAUSE_S = 0.05
+# What of the worker's environment a process may see; the rest, credentials among it, is the worker's own.
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER")
+
+
+def mark_of(work: Path, project_id: str) -> str:
+    """Gives the mark of a project that the workers of a folder deploy."""
+    return f"{work.resolve()}#{project_id}"
+
+
+def start(
+    command: list[str], folder: Path, environment: Mapping[str, str], mark: str, log: Path
+) -> subprocess.Popen[bytes]:
+    """Starts a process that outlives its worker; what it prints goes to the log."""
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        try:
+            return subprocess.Popen(
+                command,
+                cwd=folder,
+                env=passed_on | dict(environment) | {MARK: mark},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Not in the worker's group: what ends the worker at a terminal does not end what it deployed.
+                start_new_session=True,
+            )
+        except OSError as error:
+            message = f"cannot start `{' '.join(command)}` in {folder}: {error.strerror}"
+            raise PipelineError("CANNOT_START", Disposition.CALLER, message, command=command[0]) from error
+
+
+def find(mark: str) -> list[psutil.Process]:
+    """Finds the processes of a project that run."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+        except (psutil.Error, OSError):
+            # It ended in the meantime, or is another user's: not one of ours.
+            continue
+    return found
+
+
+def listen(mark: str, port: int) -> bool:
+    """Says whether one of the project's processes is who listens at the port."""
+    for process in find(mark):
+        try:
+            connections = process.net_connections("tcp")
+        except psutil.Error:
+            continue
+        if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections):
+            return True
+    return False
+
+
+def stop(mark: str) -> list[int]:
+    """Ends the processes of a project, and gives their numbers. One that does not end by itself is killed."""
+    ended: list[int] = []
+    # Once more, for what a process started while it was told to end.
+    while processes := find(mark):
+        _signal_all(processes, "terminate")
+        _signal_all(_left_after(GRACE_S, processes), "kill")
+        _left_after(GRACE_S, processes)
+        ended += [process.pid for process in processes]
+    return ended
+
+
+def _left_after(longest: float, processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Waits until the processes ended, and gives those that did not.
+
+    One that ended is kept by the system until its parent asks for it, and the parent may be another worker with other things to do.
+    """
+    until = time.monotonic() + longest
+    while (left := [process for process in processes if _lives(process)]) and time.monotonic() < until:
+        time.sleep(_PAUSE_S)
+    return left
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _signal_all(processes: Iterable[psutil.Process], how: str) -> None:
+    for process in processes:
+        try:
+            getattr(process, how)()
+        except psutil.NoSuchProcess:
+            continue

@@ -1,0 +1,5 @@
+"""Lives, and listens nowhere."""
+
+import threading
+
+threading.Event().wait()
