@@ -110,6 +110,7 @@ impl Packer for Ours {
         let decision = decide(&self.fleet, &Project::unplaced(project_id.clone()), &request, &context);
         let Ok(Decision::Place { server_handle, selected, reserve, .. }) = decision else { return false };
         let ensured = Ensured {
+            usage_counted: false,
             requested: Requested::of(&request),
             selected: Some(selected),
             server_address: String::new(),

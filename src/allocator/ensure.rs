@@ -55,7 +55,7 @@ pub fn decide_and_record(
     let decision = decide_in_line(fleet, &project, request, context)?;
     let mut effect = effect(fleet, project, request, decision, context);
     if let Some((server_handle, ensured)) = effect.operation.take() {
-        let ensured = Ensured { served, ..ensured };
+        let ensured = Ensured { served, usage_counted: fleet.usage_counts(), ..ensured };
         let sequence = journal.record(
             fleet,
             Some(request.project_id.clone()),
@@ -138,6 +138,7 @@ fn ensured(
     project: &Project,
 ) -> Ensured {
     Ensured {
+        usage_counted: false,
         requested: Requested::of(request),
         selected,
         server_address: server_address.to_owned(),
@@ -198,6 +199,7 @@ pub fn record_refusal(
         return;
     }
     let refused = Refused {
+        usage_counted: fleet.usage_counts(),
         requested: Requested::of(request),
         reason: refusal.reason,
         disposition: refusal.reason.disposition(),

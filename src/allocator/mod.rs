@@ -2,6 +2,7 @@
 //!
 //! Writes go through the `combiner`, reads of single projects through the `reader`; other reads are one snapshot each.
 
+pub mod audit;
 pub mod combiner;
 pub mod command;
 mod ensure;

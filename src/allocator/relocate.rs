@@ -76,6 +76,7 @@ pub(super) fn moved(
     let from_server_handle = std::mem::replace(&mut placement.server_handle, server_handle);
     placement.update_time = context.now;
     let relocated = Relocated {
+        usage_counted: fleet.usage_counts(),
         from_server_address: address(fleet, &from_server_handle),
         from_server_handle,
         server_address,

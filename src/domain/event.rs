@@ -107,6 +107,9 @@ impl Requested {
 /// A project was placed, or added to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Ensured {
+    /// Whether any usage report counted, which the log does not carry: without one, the decision follows from the log alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub usage_counted: bool,
     /// What was asked for.
     pub requested: Requested,
     /// How the server was chosen; none where the project was already placed.
@@ -149,6 +152,9 @@ pub struct Selected {
 /// An ensure was refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Refused {
+    /// Whether any usage report counted, which the log does not carry: without one, the decision follows from the log alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub usage_counted: bool,
     /// What was asked for.
     pub requested: Requested,
     /// Why it was refused.
@@ -179,6 +185,9 @@ pub struct Released {
 /// A project was moved to another server. The log names the new one beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Relocated {
+    /// Whether any usage report counted, which the log does not carry: without one, the decision follows from the log alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub usage_counted: bool,
     /// The server that it left.
     pub from_server_handle: ServerHandle,
     /// That server's address.

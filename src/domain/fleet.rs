@@ -34,6 +34,8 @@ pub struct Fleet {
     by_free_ram: BTreeSet<(Reverse<i64>, ServerHandle, usize)>,
     line: Line,
     policy: FleetPolicy,
+    /// How many servers have a usage report.
+    observed: usize,
     recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
     refusals_cleaned: Option<OffsetDateTime>,
     sequence: i64,
@@ -86,6 +88,12 @@ impl Fleet {
         true
     }
 
+    /// Whether a decision may depend on a usage report.
+    #[must_use]
+    pub fn usage_counts(&self) -> bool {
+        self.observed > 0
+    }
+
     /// How many servers there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -124,9 +132,10 @@ impl Fleet {
     fn change_quietly(&mut self, handle: &ServerHandle, change: impl FnOnce(&mut ServerState)) -> bool {
         let Some(slot) = self.by_handle.get(handle).copied() else { return false };
         let Some(state) = self.servers[slot].as_mut() else { return false };
-        let before = state.free().ram_mb;
+        let (before, reported) = (state.free().ram_mb, state.observed.is_some());
         change(state);
         let after = state.free().ram_mb;
+        self.observed = self.observed + usize::from(state.observed.is_some()) - usize::from(reported);
         if before != after {
             self.by_free_ram.remove(&(Reverse(before), handle.clone(), slot));
             self.by_free_ram.insert((Reverse(after), handle.clone(), slot));
@@ -161,6 +170,7 @@ impl Fleet {
     pub fn remove(&mut self, handle: &ServerHandle) {
         let Some(slot) = self.by_handle.remove(handle) else { return };
         if let Some(state) = self.servers[slot].take() {
+            self.observed -= usize::from(state.observed.is_some());
             self.by_free_ram.remove(&(Reverse(state.free().ram_mb), handle.clone(), slot));
         }
         self.vacant.push(slot);

@@ -15,6 +15,7 @@ pub mod policy;
 pub mod port_set;
 pub mod ports;
 pub mod refusal;
+pub mod replay;
 pub mod request;
 pub mod resources;
 pub mod server;

@@ -44,6 +44,20 @@ pub fn default_data_dir() -> PathBuf {
     state.unwrap_or_default().join(NAME)
 }
 
+/// Whether there is a cluster in `data_dir`.
+#[must_use]
+pub fn has_cluster(data_dir: &Path) -> bool {
+    Folders::existing(data_dir).is_some()
+}
+
+/// The URL of a database of the private Postgres that another process keeps running in `data_dir`; none where none does.
+#[must_use]
+pub fn running_url(data_dir: &Path, database: &str) -> Option<String> {
+    let folders = Folders::existing(data_dir)?;
+    let folder = socket::find_running(&folders, &Launcher::new(&folders.cluster()))?;
+    Some(socket::url(&folder, USER, database))
+}
+
 /// A running private Postgres. It stops when this is dropped, and with the process in any case that the
 /// kernel can tell it of.
 #[derive(Debug)]

@@ -51,6 +51,12 @@ impl Folders {
         Ok(Self { data_dir })
     }
 
+    /// The data folder, where a cluster is in it.
+    pub(super) fn existing(data_dir: &Path) -> Option<Self> {
+        let folders = Self { data_dir: std::path::absolute(data_dir).ok()? };
+        folders.cluster().is_dir().then_some(folders)
+    }
+
     pub(super) fn data_dir(&self) -> &Path {
         &self.data_dir
     }

@@ -30,7 +30,7 @@ mod settings;
 mod socket;
 mod supervisor;
 
-pub use cluster::{Cluster, Options, default_data_dir};
+pub use cluster::{Cluster, Options, default_data_dir, has_cluster, running_url};
 pub use error::Error;
 
 /// The database that the service keeps its tables in.

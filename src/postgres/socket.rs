@@ -10,6 +10,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::hash::{Hash, Hasher};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
@@ -42,6 +43,16 @@ pub(super) fn choose(folders: &Folders, launcher: &Launcher) -> Result<PathBuf, 
     let made =
         elsewhere.iter().find(|folder| fits(&socket_path(folder)) && prepare(folder, launcher).is_ok());
     made.cloned().ok_or(Error::SocketPathTooLong { path, limit: LIMIT, elsewhere })
+}
+
+/// The folder of the socket that a Postgres of ours listens on now, if one does.
+pub(super) fn find_running(folders: &Folders, launcher: &Launcher) -> Option<PathBuf> {
+    let mut candidates = vec![folders.socket()];
+    candidates.extend(elsewhere(folders, launcher));
+    candidates.into_iter().find(|folder| {
+        let socket = socket_path(folder);
+        fits(&socket) && UnixStream::connect(socket).is_ok()
+    })
 }
 
 fn fits(socket: &Path) -> bool {

@@ -113,6 +113,22 @@ impl Store {
         }
     }
 
+    /// The newest migration that was applied; none where none was.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the database does not answer.
+    pub async fn newest_migration(&self) -> Result<Option<i64>, StoreError> {
+        // The table is sqlx's own, and not there before the first migration.
+        let known: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+            .fetch_one(&self.pool)
+            .await?;
+        if !known {
+            return Ok(None);
+        }
+        let newest = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success");
+        Ok(newest.fetch_one(&self.pool).await?)
+    }
+
     /// Whether the database answers.
     ///
     /// # Errors

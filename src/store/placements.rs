@@ -100,6 +100,24 @@ pub async fn list_projects(
         .collect()
 }
 
+/// Reads which projects are placed at all, ordered by id, up to `limit` of those after `after`.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_ids_after(
+    conn: &mut PgConnection,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar!(
+        "SELECT project_id FROM placements WHERE project_id > $1 ORDER BY project_id LIMIT $2",
+        after,
+        limit
+    )
+    .fetch_all(conn)
+    .await?)
+}
+
 /// Reads which projects are placed on a server, ordered by id, up to `limit` of them. Every project that is placed holds a port,
 /// and ports are found by server.
 ///

@@ -32,6 +32,7 @@ fn ensured(selected: bool, ports: u32) -> Ensured {
     let free_before = Resources { cpu_millis: 8000, ram_mb: 16384, disk_mb: 102_400 };
     let free_after = free_before - ram(512);
     Ensured {
+        usage_counted: false,
         requested: requested(),
         selected: selected.then_some(Selected { strategy: Strategy::Binpack, free_before, free_after }),
         server_address: "10.0.0.1".to_owned(),
@@ -44,6 +45,7 @@ fn ensured(selected: bool, ports: u32) -> Ensured {
 
 fn refused() -> Refused {
     Refused {
+        usage_counted: false,
         requested: requested(),
         reason: Reason::InsufficientCapacity,
         disposition: Disposition::Wait,
@@ -64,6 +66,7 @@ fn released(returned: Option<Resources>) -> Released {
 fn relocated() -> Relocated {
     let free_before = ram(4096);
     Relocated {
+        usage_counted: false,
         from_server_handle: handle("web-1"),
         from_server_address: "10.0.0.1".to_owned(),
         server_address: "10.0.0.2".to_owned(),

@@ -160,6 +160,7 @@ impl Waiter {
     #[must_use]
     pub fn refused(&self, refusal: &Refusal) -> LeftLine {
         let refused = Refused {
+            usage_counted: false,
             requested: self.request.requested.clone(),
             reason: refusal.reason,
             disposition: refusal.reason.disposition(),

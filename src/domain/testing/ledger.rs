@@ -126,6 +126,7 @@ impl Ledger {
             && !self.fleet.was_just_refused(&request.project_id, refusal.reason, self.now())
         {
             let operation = Operation::Refused(Refused {
+                usage_counted: false,
                 requested: Requested::of(request),
                 reason: refusal.reason,
                 disposition: refusal.reason.disposition(),
@@ -170,6 +171,7 @@ impl Ledger {
         project.allocations.extend(allocations.iter().cloned());
         project.allocations.sort_by(|a, b| a.module.cmp(&b.module));
         let ensured = Ensured {
+            usage_counted: false,
             requested,
             selected,
             server_address: self.fleet.get(server_handle).unwrap().server.address.clone(),
@@ -207,6 +209,7 @@ impl Ledger {
         let placement = project.placement.as_mut().unwrap();
         let from_server_handle = std::mem::replace(&mut placement.server_handle, server_handle.clone());
         let operation = Operation::Relocated(Relocated {
+            usage_counted: false,
             from_server_address: address(&from_server_handle),
             from_server_handle,
             server_address: address(server_handle),

@@ -10,6 +10,7 @@ use crate::domain::{
     ModuleName, Project, Refusal, ServerStatus,
     placement::{Decision, PortReplacement, Relocation, decide},
     ports::{PortShortage, TakenCause},
+    replay::{Again, Replay},
     request::{EnsureRequest, PortInUseReport, RelocateRequest, Strategy as Placing},
     resources::PerResource,
     testing::{
@@ -280,6 +281,65 @@ proptest! {
     }
 
     #[test]
+    fn the_log_folded_into_an_empty_fleet_is_what_stands_and_decides_alike_again(history in arbitrary_history()) {
+        let mut ledger = Ledger::default();
+        for step in &history {
+            take(&mut ledger, step);
+        }
+        let mut replay = Replay::default();
+        for committed in &ledger.log {
+            match committed {
+                Committed::Entry(entry) => {
+                    let again = replay.take(entry, &ledger.context());
+                    prop_assert!(matches!(again, Again::Same | Again::NoDecision), "{:?}: {:?}", entry, again);
+                }
+                Committed::Usage(handle, observation) => replay.observe(handle, observation.clone()),
+            }
+        }
+        assert_same(replay.fleet(), &ledger.fleet);
+        let held: BTreeMap<_, _> = replay.projects().iter().map(|(id, project)| (id, holdings(project))).collect();
+        let expected: BTreeMap<_, _> =
+            ledger.projects.iter().map(|(id, project)| (id, holdings(project))).collect();
+        prop_assert_eq!(held, expected);
+    }
+
+    #[test]
+    fn a_decision_that_is_not_what_follows_from_the_log_is_found(history in arbitrary_history(), which in any::<sample::Index>()) {
+        let mut ledger = Ledger::default();
+        for step in &history {
+            take(&mut ledger, step);
+        }
+        // Another port than the one that was given.
+        let mut log = ledger.log.clone();
+        let ensured = log.iter_mut().filter_map(|committed| match committed {
+            Committed::Entry(entry) => Some(entry),
+            Committed::Usage(..) => None,
+        });
+        let mut given: Vec<_> = ensured
+            .filter(|entry| matches!(&entry.operation, Operation::Ensured(ensured) if !ensured.allocations.is_empty()))
+            .collect();
+        prop_assume!(!given.is_empty());
+        let at = which.index(given.len());
+        let sequence = given[at].first_sequence;
+        if let Operation::Ensured(ensured) = &mut given[at].operation {
+            ensured.allocations[0].port = port(60_000);
+        }
+        let mut replay = Replay::default();
+        for committed in &log {
+            match committed {
+                Committed::Entry(entry) => {
+                    let again = replay.take(entry, &ledger.context());
+                    if entry.first_sequence == sequence {
+                        prop_assert!(matches!(again, Again::Differs { .. }), "{:?}", again);
+                        break;
+                    }
+                }
+                Committed::Usage(handle, observation) => replay.observe(handle, observation.clone()),
+            }
+        }
+    }
+
+    #[test]
     fn a_release_gives_back_exactly_what_was_taken(
         history in arbitrary_history(), request in arbitrary_ensure(), more in arbitrary_ensure(), one_by_one in any::<bool>(),
     ) {
@@ -316,6 +376,14 @@ proptest! {
         };
         prop_assert_eq!(decide(&ledger.fleet, &ledger.held_by("guest"), &request, &rested), first);
     }
+}
+
+/// What a project holds, but for the times and numbers that the ledger does not keep.
+fn holdings(project: &Project) -> (ServerHandle, Resources, BTreeMap<String, String>, Port, Vec<Allocation>) {
+    let placement = project.placement.clone().unwrap();
+    let mut allocations = project.allocations.clone();
+    allocations.sort_by(|a, b| a.module.cmp(&b.module));
+    (placement.server_handle, placement.reserved, placement.selector, placement.start_port, allocations)
 }
 
 /// What is reserved on a server, how many projects it has, and the ports that they hold.

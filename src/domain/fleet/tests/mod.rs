@@ -143,6 +143,7 @@ fn entry(first_sequence: i64, project_id: Option<ProjectId>, operation: Operatio
 
 fn refusal_of(name: &str, reason: Reason, seconds: i64) -> LogEntry {
     let refused = Refused {
+        usage_counted: false,
         requested: Requested::of(&an_ensure(name)),
         reason,
         disposition: Disposition::Wait,
