@@ -1,6 +1,7 @@
 //! Every test that touches Postgres, a socket or a process; see `support`.
 
 mod architecture;
+mod audit;
 mod bad_input;
 mod cli;
 mod embedded_postgres;
