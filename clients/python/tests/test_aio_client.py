@@ -42,6 +42,11 @@ def test_the_calls_are_those_of_the_client_that_blocks(shared_service: Service, 
             with pytest.raises(InvalidRequest) as bad:
                 await client.ensure("no blanks")
             assert [one.field for one in bad.value.field_violations] == ["project_id"]
+            replaced = await client.report_port_in_use(tag, "backend", 8000, detail="nginx listens there")
+            assert replaced.allocation.port == 8002
+            other = fleet.register("other")
+            moved = await client.relocate(tag, from_server_handle=web)
+            assert (moved.moved, moved.placement.server_handle) == (True, other)
             assert (await client.release(tag)).placement_removed
             with pytest.raises(ProjectNotFound):
                 await client.get(tag)

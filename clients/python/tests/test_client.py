@@ -13,6 +13,7 @@ from resource_allocator_client.errors import (
     DeadlinePassed,
     InsufficientCapacity,
     InvalidRequest,
+    ModuleNotFound,
     NoServers,
     PlacedElsewhere,
     PortTaken,
@@ -136,6 +137,32 @@ def test_lists_that_are_not_what_they_seem_are_refused(client: ResourceAllocator
         client.release(tag, [])
     with pytest.raises(ValueError, match="LARGEST"):
         client.find(strategy="LARGEST")
+
+
+def test_a_project_moves_with_all_that_it_holds_and_once(client: ResourceAllocator, fleet: Fleet, tag: str):
+    first = fleet.register("first")
+    client.ensure(tag, ["backend", "frontend"], server_selector=fleet.selector)
+    second = fleet.register("second")
+    would = client.relocate(tag, from_server_handle=first, validate_only=True)
+    assert (would.moved, would.placement.server_handle) == (True, second)
+    assert client.get(tag).placement.server_handle == first
+    assert client.relocate(tag, from_server_handle=first).moved
+    again = client.relocate(tag, from_server_handle=first)
+    assert (again.moved, again.placement.server_handle) == (False, second)
+    assert ports(again) == {"backend": 8000, "frontend": 8001}
+
+
+def test_a_port_that_a_stranger_holds_is_replaced_and_once(client: ResourceAllocator, fleet: Fleet, tag: str):
+    fleet.register()
+    client.ensure(tag, server_selector=fleet.selector)
+    replaced = client.report_port_in_use(tag, "backend", 8000, detail="nginx listens there")
+    assert (replaced.replaced, replaced.allocation.port) == (True, 8001)
+    again = client.report_port_in_use(tag, "backend", 8000)
+    assert (again.replaced, again.allocation.port) == (False, 8001)
+    assert ports(client.ensure(tag)) == {"backend": 8001}
+    with pytest.raises(ModuleNotFound) as unknown:
+        client.report_port_in_use(tag, "frontend", 8000)
+    assert unknown.value.metadata["modules"] == "backend"
 
 
 def test_many_callers_at_once_get_one_placement(client: ResourceAllocator, fleet: Fleet, tag: str):

@@ -22,9 +22,18 @@ ENDPOINT_VARIABLE = "RESOURCE_ALLOCATOR_ENDPOINT"
 ChannelOptions = Sequence[tuple[str, Any]]
 
 _SERVICE = "resourceallocator.v1.ResourceAllocator"
-# Every one may be repeated: an ensure and a release that were committed are answered from what stands, the others write nothing.
-# A stream is not in the list, for its reader resumes it with a token.
-_REPEATABLE = ("EnsureAllocation", "ReleaseAllocation", "ListAllocations", "ListWaiting", "GetPlacement", "FindServer")
+# Every one may be repeated: what was committed is answered as it stands, the others write nothing. A move is, because it names
+# the server that the project leaves. A stream is not in the list, for its reader resumes it with a token.
+_REPEATABLE = (
+    "EnsureAllocation",
+    "ReleaseAllocation",
+    "ListAllocations",
+    "ListWaiting",
+    "GetPlacement",
+    "FindServer",
+    "RelocateProject",
+    "ReportPortInUse",
+)
 # Four pauses of 0.2 s, 0.4 s, 0.8 s and 1.6 s, each give or take a fifth: a service that is started anew is back by then.
 _SERVICE_CONFIG = {
     "methodConfig": [

@@ -87,6 +87,33 @@ def release(project_id: str, modules: Iterable[str] | None) -> api.ReleaseAlloca
     return api.ReleaseAllocationRequest(project_id=project_id, modules=names)
 
 
+def relocate(
+    project_id: str,
+    *,
+    from_server_handle: str,
+    server_handle: str | None,
+    strategy: Strategy | None,
+    validate_only: bool,
+) -> api.RelocateProjectRequest:
+    """Builds the request of RelocateProject."""
+    return api.RelocateProjectRequest(
+        project_id=project_id,
+        from_server_handle=from_server_handle,
+        server_handle=server_handle,
+        strategy=_strategy(strategy),
+        validate_only=validate_only,
+    )
+
+
+def port_in_use(
+    project_id: str, module: str, port: int, detail: str, start_port: int | None
+) -> api.ReportPortInUseRequest:
+    """Builds the request of ReportPortInUse."""
+    return api.ReportPortInUseRequest(
+        project_id=project_id, module=module, port=port, detail=detail, start_port=start_port
+    )
+
+
 def page(
     project_id: str | None, server_handle: str | None, module: str | None, page_token: str
 ) -> api.ListAllocationsRequest:

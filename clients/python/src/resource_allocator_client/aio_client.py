@@ -177,6 +177,40 @@ class AsyncResourceAllocator:
         )
         return await self._call(self._stub.FindServer, request, timeout)
 
+    async def relocate(
+        self,
+        project_id: str,
+        *,
+        from_server_handle: str,
+        server_handle: str | None = None,
+        strategy: Strategy | None = None,
+        validate_only: bool = False,
+        timeout: float | None = None,
+    ) -> api.RelocateProjectResponse:
+        """Moves a project to another server, with all that it holds; see `ResourceAllocator.relocate`."""
+        request = _requests.relocate(
+            project_id,
+            from_server_handle=from_server_handle,
+            server_handle=server_handle,
+            strategy=strategy,
+            validate_only=validate_only,
+        )
+        return await self._call(self._stub.RelocateProject, request, timeout)
+
+    async def report_port_in_use(
+        self,
+        project_id: str,
+        module: str,
+        port: int,
+        *,
+        detail: str = "",
+        start_port: int | None = None,
+        timeout: float | None = None,
+    ) -> api.ReportPortInUseResponse:
+        """Tells that something else holds a module's port on the host; see `ResourceAllocator.report_port_in_use`."""
+        request = _requests.port_in_use(project_id, module, port, detail, start_port)
+        return await self._call(self._stub.ReportPortInUse, request, timeout)
+
     def watch(
         self,
         *,

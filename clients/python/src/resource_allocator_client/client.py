@@ -217,6 +217,47 @@ class ResourceAllocator:
         )
         return self._call(self._stub.FindServer, request, timeout)
 
+    def relocate(
+        self,
+        project_id: str,
+        *,
+        from_server_handle: str,
+        server_handle: str | None = None,
+        strategy: Strategy | None = None,
+        validate_only: bool = False,
+        timeout: float | None = None,
+    ) -> api.RelocateProjectResponse:
+        """Moves a project to another server, with all that it holds: the ports that it leaves rest, and it gets others.
+
+        It moves only while it is on `from_server_handle`, so that a repeat does not move it on. Without `server_handle` it goes to
+        the best of the other servers.
+        """
+        request = _requests.relocate(
+            project_id,
+            from_server_handle=from_server_handle,
+            server_handle=server_handle,
+            strategy=strategy,
+            validate_only=validate_only,
+        )
+        return self._call(self._stub.RelocateProject, request, timeout)
+
+    def report_port_in_use(
+        self,
+        project_id: str,
+        module: str,
+        port: int,
+        *,
+        detail: str = "",
+        start_port: int | None = None,
+        timeout: float | None = None,
+    ) -> api.ReportPortInUseResponse:
+        """Tells that something else holds a module's port on the host: the port is set aside, and the module gets another one.
+
+        Where the module holds another port than this one already, it is answered as it stands. `detail` is for people.
+        """
+        request = _requests.port_in_use(project_id, module, port, detail, start_port)
+        return self._call(self._stub.ReportPortInUse, request, timeout)
+
     def watch(
         self,
         *,

@@ -186,6 +186,12 @@ class ProjectNotFound(CallerRefusal):
     for_reason = "PROJECT_NOT_FOUND"
 
 
+class ModuleNotFound(CallerRefusal):
+    """The project has no module of that name; the metadata names those that it has."""
+
+    for_reason = "MODULE_NOT_FOUND"
+
+
 class NoMatchingServer(CallerRefusal):
     """No server carries the selector's labels."""
 
