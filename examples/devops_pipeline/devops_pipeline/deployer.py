@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resource_allocator_client import Disposition
+from resource_allocator_client import Disposition, ResourceAllocator
 from resource_allocator_client.langgraph import AllocatedResource, resource_of
 
 from . import probes, processes
-from .errors import InventoryError, PipelineError
+from .errors import InventoryError, PipelineError, TryAgain
 from .files import file_name, write_whole
 from .project import Module
 from .secret_resolver import part_of, render
@@ -26,11 +26,11 @@ from .state import PipelineState, Running
 _LAST_LINES = 20
 
 
-def deployer_node(work: Path) -> Callable[[PipelineState], dict[str, Any]]:
-    """Makes the node; `work` is the worker's folder."""
+def deployer_node(client: ResourceAllocator, work: Path) -> Callable[[PipelineState], dict[str, Any]]:
+    """Makes the node; `client` is told of ports that are held, and `work` is the worker's folder."""
 
     def deploy(state: PipelineState) -> dict[str, Any]:
-        return {"deployment": _Deployment(work, state).run()}
+        return {"deployment": _Deployment(client, work, state).run()}
 
     return deploy
 
@@ -43,7 +43,8 @@ def deployment_folder(work: Path, project_id: str) -> Path:
 class _Deployment:
     """One deploy of one project."""
 
-    def __init__(self, work: Path, state: PipelineState) -> None:
+    def __init__(self, client: ResourceAllocator, work: Path, state: PipelineState) -> None:
+        self._client = client
         self._project_id = state["project_id"]
         self._placement = state["placement"]
         self._source = Path(state["project_folder"])
@@ -92,12 +93,17 @@ class _Deployment:
 
     def _check_port(self, module: Module, resource: AllocatedResource) -> None:
         host, port = resource["server_address"], resource["port"]
-        if not probes.is_free(host, port, resource["protocol"]):
-            message = (
-                f"port {port} is allocated to module `{module.name}` of `{self._project_id}`, "
-                f"and {probes.holder(port)} holds it on this machine: stop that, and retry the job"
-            )
+        if probes.is_free(host, port, resource["protocol"]):
+            return
+        holder = probes.holder(port)
+        message = f"port {port} of module `{module.name}` of `{self._project_id}` is held by {holder} on this machine"
+        if module.port is not None:
+            # The project wants this port and no other.
+            message += f": project.yaml asks for {port}, so stop that, or ask for another port, and retry the job"
             raise PipelineError("PORT_HELD", Disposition.OPERATOR, message, module=module.name, port=str(port))
+        told = self._client.report_port_in_use(self._project_id, module.name, port, detail=f"{holder} holds it")
+        message += f"; the service gave the module port {told.allocation.port} instead"
+        raise TryAgain("PORT_HELD", message, module=module.name, port=str(port))
 
     def _start(self, module: Module, resource: AllocatedResource) -> subprocess.Popen[bytes]:
         own = {"HOST": part_of(resource, "HOST"), "PORT": part_of(resource, "PORT")}

@@ -6,6 +6,7 @@ some time has passed, OPERATOR until someone acted, and CALLER fails.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TypedDict
 
 from resource_allocator_client import Disposition, ResourceAllocatorError
@@ -34,6 +35,15 @@ class InventoryError(PipelineError):
     """A failure that a change of the inventory mends."""
 
     of_inventory = True
+
+
+class TryAgain(PipelineError):
+    """A failure that the next run does not have, because something was put right."""
+
+    def __init__(self, reason: str, message: str, **metadata: str) -> None:
+        """Takes what is told; another try is due at once."""
+        super().__init__(reason, Disposition.TECHNICAL, message, **metadata)
+        self.retry_after = timedelta(0)
 
 
 class Report(TypedDict):

@@ -28,7 +28,7 @@ def build_graph(client: ResourceAllocator, work: Path) -> Any:
         "ResourceAllocator": resource_allocator_node(client),
         "EnvAnalyzer": analyze,
         "SecretResolver": secret_resolver_node(work),
-        "Deployer": deployer_node(work),
+        "Deployer": deployer_node(client, work),
     }
     before = START
     for name, node in nodes.items():

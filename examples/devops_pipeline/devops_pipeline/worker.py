@@ -63,9 +63,11 @@ class Worker:
                     self._signs.wait(LOOK_S)
 
     def run_once(self) -> None:
-        """Works off what is queued, and no more."""
-        while self._run_queued():
-            pass
+        """Works off what is queued and what has its time come, and no more."""
+        ran = True
+        while ran:
+            self._queue_parked(lambda job: job.is_due)
+            ran = self._run_queued()
 
     def _queue_parked(self, deserves_a_try: Callable[[Job], bool]) -> None:
         for job in self._jobs.all():

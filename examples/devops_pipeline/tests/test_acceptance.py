@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -241,6 +242,23 @@ def test_the_worker_outlives_the_service(own_pipeline: Pipeline):
     own_pipeline.client.release("holder")
     own_pipeline.until(name, "done")
     worker.stop()
+
+
+def test_a_port_that_a_stranger_holds_is_replaced_and_the_deploy_goes_on_l18(pipeline: Pipeline, here: str, project):
+    shop = project()
+    pipeline.give_secrets(shop.name, BOT_TOKEN="token")
+    held = pipeline.client.ensure(shop.name, ["backend"], server_handle=here).allocations[0].port
+    name = pipeline.submit(shop)
+    with socket.create_server(("127.0.0.1", held)):
+        pipeline.worker("--once").finish()
+        assert pipeline.job(name)["status"] == "done"
+        assert held not in pipeline.ports(shop.name).values()
+        answers(pipeline, shop.name, "token")
+    # Why, is in the log.
+    with pipeline.client.watch(project_id=shop.name, from_beginning=True) as watch:
+        set_aside = next(event for event in watch if event.WhichOneof("detail") == "port_set_aside").port_set_aside
+    assert set_aside.allocation.port == held
+    assert f"process {os.getpid()} (" in set_aside.detail
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from devops_pipeline import processes
 from devops_pipeline.deployer import deployer_node, deployment_folder
-from resource_allocator_client import Disposition
+from resource_allocator_client import Disposition, ResourceAllocator
 
 PROGRAMS = Path(__file__).with_name("programs")
 
@@ -27,6 +27,13 @@ PROGRAMS = Path(__file__).with_name("programs")
 def work(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "work"
     processes.stop(processes.mark_of(tmp_path / "work", "shop"))
+
+
+@pytest.fixture
+def client() -> Iterator[ResourceAllocator]:
+    """Of no service: what a deploy needs of it, the first node has got."""
+    with ResourceAllocator("127.0.0.1:1") as client:
+        yield client
 
 
 @pytest.fixture
@@ -65,10 +72,12 @@ def count(work: Path) -> int:
     return len(processes.find(processes.mark_of(work, "shop")))
 
 
-def test_processes_run_in_the_rendered_environment_and_no_more(work: Path, state, monkeypatch: pytest.MonkeyPatch):
+def test_processes_run_in_the_rendered_environment_and_no_more(
+    client: ResourceAllocator, work: Path, state, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("RESOURCE_ALLOCATOR_ENDPOINT", "the worker's own")
     state = with_modules(state, module("server.py", "--keep-environment"))
-    (running,) = deployer_node(work)(state)["deployment"].values()
+    (running,) = deployer_node(client, work)(state)["deployment"].values()
     assert get(running["address"], running["port"], "/")[0] == 200
     seen = json.loads(Path(state["project_folder"], "seen.json").read_text())
     assert (seen["GREETING"], seen["API_KEY"], seen["PORT"]) == ("Hello", "do-not-tell", str(running["port"]))
@@ -78,77 +87,84 @@ def test_processes_run_in_the_rendered_environment_and_no_more(work: Path, state
     assert written.stat().st_mode & 0o077 == 0
 
 
-def test_a_module_that_does_not_answer_stops_them_all(work: Path, state):
+def test_a_module_that_does_not_answer_stops_them_all(client: ResourceAllocator, work: Path, state):
     state = with_modules(state, module(), module("deaf.py", name="deaf", start_timeout_s=0.5))
-    failed = refused("PROBE_FAILED", Disposition.CALLER, deployer_node(work), state)
+    failed = refused("PROBE_FAILED", Disposition.CALLER, deployer_node(client, work), state)
     assert "`deaf`" in failed.message
     assert count(work) == 0
 
 
-def test_a_health_page_that_is_not_well_is_no_answer(work: Path, state):
+def test_a_health_page_that_is_not_well_is_no_answer(client: ResourceAllocator, work: Path, state):
     state = with_modules(state, module(health="/nothing-here", start_timeout_s=5))
-    failed = refused("PROBE_FAILED", Disposition.CALLER, deployer_node(work), state)
+    failed = refused("PROBE_FAILED", Disposition.CALLER, deployer_node(client, work), state)
     assert "/nothing-here answers 404" in failed.message
 
 
-def test_a_process_that_ends_is_told_with_its_last_lines_but_not_its_secrets(work: Path, state):
+def test_a_process_that_ends_is_told_with_its_last_lines_but_not_its_secrets(
+    client: ResourceAllocator, work: Path, state
+):
     state = with_modules(state, module("failing.py"))
-    failed = refused("PROCESS_ENDED", Disposition.CALLER, deployer_node(work), state)
+    failed = refused("PROCESS_ENDED", Disposition.CALLER, deployer_node(client, work), state)
     assert "exit code 3" in failed.message
     assert "cannot use …" in failed.message
     assert "do-not-tell" not in failed.message
 
 
-def test_a_program_that_is_not_there_is_told_and_the_others_are_stopped(work: Path, state):
+def test_a_program_that_is_not_there_is_told_and_the_others_are_stopped(client: ResourceAllocator, work: Path, state):
     state = with_modules(state, module(), {"name": "gone", "command": ["no-such-program"]})
-    assert "no-such-program" in refused("CANNOT_START", Disposition.CALLER, deployer_node(work), state).message
+    assert "no-such-program" in refused("CANNOT_START", Disposition.CALLER, deployer_node(client, work), state).message
     assert count(work) == 0
 
 
-def test_another_machines_server_is_not_deployed_here(work: Path, state):
+def test_another_machines_server_is_not_deployed_here(client: ResourceAllocator, work: Path, state):
     state["placement"] |= {"server_handle": "web-7", "server_address": "192.0.2.7"}
-    failed = refused("NOT_THIS_MACHINE", Disposition.OPERATOR, deployer_node(work), state)
+    failed = refused("NOT_THIS_MACHINE", Disposition.OPERATOR, deployer_node(client, work), state)
     assert "web-7" in failed.message
     assert "192.0.2.7" in failed.message
     assert count(work) == 0
 
 
-def test_a_port_that_a_stranger_holds_is_told_with_its_holder(work: Path, state):
+def test_a_port_that_the_project_insists_on_and_a_stranger_holds_is_told_with_its_holder(
+    client: ResourceAllocator, work: Path, state
+):
+    state["project_spec"]["modules"] = [module(port=port_of(state))]
     with socket.create_server(("127.0.0.1", port_of(state))):
-        failed = refused("PORT_HELD", Disposition.OPERATOR, deployer_node(work), state)
+        failed = refused("PORT_HELD", Disposition.OPERATOR, deployer_node(client, work), state)
     assert f"port {port_of(state)}" in failed.message
     assert f"process {os.getpid()} (" in failed.message
     assert count(work) == 0
 
 
-def test_an_answer_of_a_stranger_does_not_count(work: Path, state):
+def test_an_answer_of_a_stranger_does_not_count(client: ResourceAllocator, work: Path, state):
     state["project_spec"]["modules"] = [module("outsider.py", start_timeout_s=10)]
     try:
-        failed = refused("PROBE_FAILED", Disposition.CALLER, deployer_node(work), state)
+        failed = refused("PROBE_FAILED", Disposition.CALLER, deployer_node(client, work), state)
     finally:
         os.kill(int(Path(state["project_folder"], "stranger").read_text()), signal.SIGKILL)
     assert "none of the project's" in failed.message
 
 
-def test_a_process_that_does_not_want_to_end_is_killed(work: Path, state, monkeypatch: pytest.MonkeyPatch):
+def test_a_process_that_does_not_want_to_end_is_killed(
+    client: ResourceAllocator, work: Path, state, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(processes, "GRACE_S", 0.3)
     state = with_modules(state, module("server.py", "--stubborn"))
-    deployer_node(work)(state)
+    deployer_node(client, work)(state)
     assert len(processes.stop(processes.mark_of(work, "shop"))) == 1
     assert count(work) == 0
 
 
-def test_a_udp_module_counts_while_it_lives(work: Path, state):
+def test_a_udp_module_counts_while_it_lives(client: ResourceAllocator, work: Path, state):
     (resource,) = state["allocated_resources"].values()
     resource["protocol"] = "UDP"
     state["project_spec"]["modules"] = [module("datagrams.py")]
-    assert deployer_node(work)(state)["deployment"]["backend"]["port"] == port_of(state)
+    assert deployer_node(client, work)(state)["deployment"]["backend"]["port"] == port_of(state)
 
 
-def test_each_module_has_its_own_port_whatever_their_order_l03(work: Path, state):
+def test_each_module_has_its_own_port_whatever_their_order_l03(client: ResourceAllocator, work: Path, state):
     state = with_modules(state, module(name="web"), module(name="api"))
     state["allocated_resources"] = dict(reversed(state["allocated_resources"].items()))
-    deployment = deployer_node(work)(state)["deployment"]
+    deployment = deployer_node(client, work)(state)["deployment"]
     assert {name: running["port"] for name, running in deployment.items()} == {
         resource["module"]: resource["port"] for resource in state["allocated_resources"].values()
     }
