@@ -39,6 +39,8 @@ pub struct ServerSpec {
     pub external_id: Option<String>,
     /// What the source sees in use, which stands in until the host itself reports (L22).
     pub seed: Option<Observation>,
+    /// What must still stand, in a source's list (L37).
+    pub etag: Option<String>,
 }
 
 impl ServerSpec {
@@ -264,6 +266,9 @@ pub fn plan_sync(fleet: &Fleet, request: &SyncRequest) -> Result<SyncPlan, Refus
                 },
                 request.source
             )),
+            Some(server) if is_outdated(fleet, server, spec) => SyncAction::Rejected(
+                "the server changed since its etag was read; read it again and repeat the sync".to_owned(),
+            ),
             Some(server) => update(server, spec.clone()),
         };
         if plan.insert(handle.clone(), action).is_some() {
@@ -329,6 +334,12 @@ pub fn sync_seeds(fleet: &Fleet, request: &SyncRequest) -> BTreeMap<ServerHandle
             server_of(spec).filter(unreported).map(|state| (state.server.handle.clone(), seed.clone()))
         })
         .collect()
+}
+
+/// Whether the entry was made from an older state of the server.
+fn is_outdated(fleet: &Fleet, server: &Server, spec: &ServerSpec) -> bool {
+    let standing = fleet.get(&server.handle);
+    spec.etag.as_ref().is_some_and(|read| standing.is_none_or(|state| etag(state) != *read))
 }
 
 fn update(standing: &Server, spec: ServerSpec) -> SyncAction {

@@ -150,6 +150,7 @@ fn server(fields: &mut Fields, path: &str, server: v1::Server) -> Option<ServerS
         excluded_ports: excluded_ports(fields, &at("excluded_ports"), server.excluded_ports),
         source: server.source,
         external_id,
+        etag: etag(server.etag),
         seed: server
             .provider_usage
             .and_then(|usage| observation(fields, &at("provider_usage"), usage, Observer::Provider)),

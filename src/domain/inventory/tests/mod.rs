@@ -39,6 +39,7 @@ fn spec(server: TestServer) -> ServerSpec {
         source,
         external_id,
         seed: None,
+        etag: None,
     }
 }
 

@@ -279,3 +279,17 @@ fn a_plan_that_was_carried_out_leaves_nothing_to_do() {
     let again = plan_sync(&ledger.fleet, &list(servers)).unwrap();
     assert!(again.values().all(|action| *action == SyncAction::Unchanged), "{again:?}");
 }
+
+#[test]
+fn l37_an_entry_that_was_made_from_an_older_state_is_rejected_and_the_others_are_not() {
+    let fleet = a_fleet(&[listed("web-1", "i-1"), listed("web-2", "i-2")]);
+    let entry = |name: &str, id: &str, read: &str| ServerSpec {
+        address: "10.0.0.9".to_owned(),
+        etag: Some(read.to_owned()),
+        ..spec(listed(name, id))
+    };
+    let current = etag(fleet.get(&handle("web-1")).unwrap());
+    let plan =
+        plan_sync(&fleet, &list([entry("web-1", "i-1", &current), entry("web-2", "i-2", "g0")])).unwrap();
+    assert_eq!(kinds(&plan), [("web-1", "updated"), ("web-2", "rejected")]);
+}
