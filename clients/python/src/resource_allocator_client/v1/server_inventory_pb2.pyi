@@ -362,7 +362,7 @@ class SyncServersRequest(_message.Message):
     @_builtins.property
     def servers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Server]:
         """The whole list, at most 10,000. A server is matched by `external_id` within the source where that is set, else by handle.
-        Each server's own `source` must be empty or the same.
+        Each server's own `source` must be empty or the same; one whose `etag` is set is rejected where it no longer matches.
         """
 
     def __init__(
