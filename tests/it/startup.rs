@@ -249,8 +249,13 @@ fn wrong_usage_is_told_before_anything_is_started() {
         assert_eq!(refusal.code, Some(2), "{arguments:?}: {}", refusal.line);
         assert!(refusal.line.contains(word), "{arguments:?}: {}", refusal.line);
     }
-    let by_environment = binary().arg("serve").env("RESOURCE_ALLOCATOR_PORT_REST", "later").output().unwrap();
-    assert_eq!(refusal(&by_environment).code, Some(2));
+    for (variable, value) in [
+        ("RESOURCE_ALLOCATOR_PORT_REST", "later"),
+        ("RESOURCE_ALLOCATOR_CORS_ORIGINS", "https://a.example.com,*"),
+    ] {
+        let by_environment = binary().arg("serve").env(variable, value).output().unwrap();
+        assert_eq!(refusal(&by_environment).code, Some(2), "{variable}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
