@@ -3,22 +3,29 @@
 //!
 //! It holds what a choice needs (servers, sums, ports), not what each project holds: that is read for the projects at hand.
 
+mod index;
 mod state;
+mod trie;
+mod view;
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, HashMap},
-};
+use std::collections::{BTreeMap, HashMap};
 
 use time::{Duration, OffsetDateTime};
 
-pub use self::state::{PortStanding, ServerRow, ServerState};
+use self::index::Index;
+pub use self::{
+    index::Among,
+    state::{PortStanding, ServerRow, ServerState},
+    trie::{Cover, Verdict},
+    view::{Room, Size, Standing, View},
+};
 use super::{
     Allocation, Port, ProjectId, Protocol, Reason, Resources, Server, ServerHandle,
     event::{LogEntry, Operation, ServerChange, ServerChanged},
     line::Line,
     placement::{Context, filter::admits},
     policy::FleetPolicy,
+    request::ModuleRequest,
     server::{Observation, Observer},
 };
 
@@ -31,11 +38,11 @@ pub struct Fleet {
     servers: Vec<Option<ServerState>>,
     vacant: Vec<usize>,
     by_handle: HashMap<ServerHandle, usize>,
-    by_free_ram: BTreeSet<(Reverse<i64>, ServerHandle, usize)>,
     line: Line,
     policy: FleetPolicy,
     /// How many servers have a usage report.
     observed: usize,
+    index: Index,
     recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
     refusals_cleaned: Option<OffsetDateTime>,
     sequence: i64,
@@ -117,12 +124,25 @@ impl Fleet {
         self.servers.iter().flatten()
     }
 
-    /// Every server, the most free RAM first, ties by handle.
-    pub fn by_free_ram(&self) -> impl Iterator<Item = &ServerState> {
-        self.by_free_ram.iter().filter_map(|(_, _, slot)| self.servers[*slot].as_ref())
+    /// The server that has this place in the indexes.
+    #[must_use]
+    pub fn at(&self, slot: u32) -> Option<&ServerState> {
+        self.servers.get(slot as usize).and_then(Option::as_ref)
     }
 
-    /// Changes one server and its place in the indexes, and has the line look at it; tells whether it is known.
+    /// Reads off the index of the servers that carry the labels and, where `ports` says what is asked for from where on, may
+    /// have the ports.
+    pub fn read_index<T>(
+        &self,
+        selector: &BTreeMap<String, String>,
+        ports: Option<(&[ModuleRequest], Port)>,
+        context: &Context,
+        read: impl FnOnce(&View) -> T,
+    ) -> Among<T> {
+        self.index.read(&self.servers, selector, ports, context, read)
+    }
+
+    /// Changes one server, tells the indexes, and has the line look at it; tells whether it is known.
     fn change(&mut self, handle: &ServerHandle, change: impl FnOnce(&mut ServerState)) -> bool {
         self.line.touch(handle);
         self.change_quietly(handle, change)
@@ -132,38 +152,41 @@ impl Fleet {
     fn change_quietly(&mut self, handle: &ServerHandle, change: impl FnOnce(&mut ServerState)) -> bool {
         let Some(slot) = self.by_handle.get(handle).copied() else { return false };
         let Some(state) = self.servers[slot].as_mut() else { return false };
-        let (before, reported) = (state.free().ram_mb, state.observed.is_some());
+        let reported = state.observed.is_some();
         change(state);
-        let after = state.free().ram_mb;
         self.observed = self.observed + usize::from(state.observed.is_some()) - usize::from(reported);
-        if before != after {
-            self.by_free_ram.remove(&(Reverse(before), handle.clone(), slot));
-            self.by_free_ram.insert((Reverse(after), handle.clone(), slot));
-        }
+        self.index.changed(as_slot(slot), Some(state));
         true
     }
 
     /// Takes up what operators and sources set on a server, new or known.
     pub fn upsert(&mut self, server: Server) {
         let handle = server.handle.clone();
-        if !self.by_handle.contains_key(&handle) {
-            let slot = self.vacant.pop().unwrap_or_else(|| {
-                self.servers.push(None);
-                self.servers.len() - 1
+        if let Some(slot) = self.by_handle.get(&handle).copied() {
+            if let Some(state) = &self.servers[slot]
+                && state.server.labels != server.labels
+            {
+                self.index.unlabel(as_slot(slot), &state.server);
+                self.index.label(as_slot(slot), &server);
+            }
+            let terms = self.policy.terms(&server);
+            self.change(&handle, |state| {
+                state.server = server;
+                state.terms = terms;
+                state.ports.block(&state.server, state.observed.as_ref());
             });
-            let state = ServerState::empty(server, &self.policy);
-            self.by_free_ram.insert((Reverse(state.free().ram_mb), handle.clone(), slot));
-            self.servers[slot] = Some(state);
-            self.line.touch(&handle);
-            self.by_handle.insert(handle, slot);
             return;
         }
-        let terms = self.policy.terms(&server);
-        self.change(&handle, |state| {
-            state.server = server;
-            state.terms = terms;
-            state.ports.block(&state.server, state.observed.as_ref());
+        let slot = self.vacant.pop().unwrap_or_else(|| {
+            self.servers.push(None);
+            self.servers.len() - 1
         });
+        let state = ServerState::empty(server, &self.policy);
+        self.index.add(as_slot(slot), &state.server);
+        self.index.changed(as_slot(slot), Some(&state));
+        self.servers[slot] = Some(state);
+        self.line.touch(&handle);
+        self.by_handle.insert(handle, slot);
     }
 
     /// Takes a server out.
@@ -171,7 +194,7 @@ impl Fleet {
         let Some(slot) = self.by_handle.remove(handle) else { return };
         if let Some(state) = self.servers[slot].take() {
             self.observed -= usize::from(state.observed.is_some());
-            self.by_free_ram.remove(&(Reverse(state.free().ram_mb), handle.clone(), slot));
+            self.index.remove(as_slot(slot), &state.server);
         }
         self.vacant.push(slot);
     }
@@ -341,6 +364,11 @@ impl Fleet {
         }
         self.recent_refusals.insert(project, (reason, at));
     }
+}
+
+/// A place as the indexes have it. A fleet has nowhere near so many servers that it would not fit.
+fn as_slot(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
+use time::{OffsetDateTime, macros::datetime};
 
 use super::{
     ModuleName,
@@ -14,6 +14,9 @@ use super::{
 
 /// The lowest port that is considered when a request names none.
 pub const DEFAULT_START_PORT: Port = Port(8000);
+
+/// When nothing rests any more: the last time that the tables can hold.
+pub const FAR_FUTURE: OffsetDateTime = datetime!(9999-01-01 00:00 UTC);
 
 /// A port, 1 to 65535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

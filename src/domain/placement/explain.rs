@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 
 use super::{
     Context,
+    facts::{Facts, count_by_stage},
     filter::{Ask, Exclusion, Stage, describe_short, fits},
     modules_or_default,
     score::Score,
 };
 use crate::domain::{
-    Fleet, Reason, Refusal, Resources, ServerHandle,
+    Fleet, Reason, Refusal, ServerHandle,
     fleet::ServerState,
     ports::PortShortage,
     refusal::cut,
     request::{DEFAULT_RESOURCES, FindRequest},
-    resources::Resource,
 };
 
 /// A server that fits, and how good it is.
@@ -81,47 +81,18 @@ pub fn find_servers(fleet: &Fleet, request: &FindRequest, context: &Context) -> 
 
 /// The refusal of a request that no server fits, or that the one server `pin` does not.
 pub(super) fn refuse(fleet: &Fleet, ask: &Ask<'_>, pin: Option<&ServerHandle>, context: &Context) -> Refusal {
-    let servers: Box<dyn Iterator<Item = &ServerState>> = match pin {
-        Some(pin) => Box::new(fleet.get(pin).into_iter()),
-        None => Box::new(fleet.iter()),
+    let facts = match pin {
+        Some(pin) => Facts::of_each(fleet.get(pin), ask, context),
+        None => Facts::of_fleet(fleet, ask, context),
     };
-    let mut excluded: Vec<(&ServerState, Exclusion)> = servers
-        .filter_map(|state| fits(state, ask, context).err().map(|exclusion| (state, exclusion)))
-        .collect();
-    excluded.sort_by(|(a, _), (b, _)| a.server.handle.cmp(&b.server.handle));
-    let counts = count_by_stage(excluded.iter().map(|(_, exclusion)| exclusion));
-    // The stage that leaves no server is the last that any server reached.
-    let Some(furthest) = counts.keys().next_back().copied() else {
-        return Refusal::new(
-            Reason::NoServers,
-            format!(
-                "asked for {}, and no server is registered; register one with `RegisterServer`",
-                ask.resources
-            ),
-        )
-        .with("servers", 0)
-        .with_resources("asked", ask.resources, false);
-    };
-    let reached: Vec<_> = excluded.iter().filter(|(_, exclusion)| exclusion.stage() == furthest).collect();
-    let story = Story { ask, pin, servers: excluded.len(), reached: &reached };
-    let mut refusal = match furthest {
-        Stage::Left => no_other_server(),
-        Stage::Labels => story.no_matching_server(),
-        Stage::Unmanaged | Stage::Status => story.no_admissible_server(),
-        Stage::Size => story.request_exceeds_fleet(),
-        Stage::UsageStale => story.usage_stale(context),
-        Stage::Capacity => story.insufficient_capacity(),
-        Stage::Ports => story.ports(),
-    }
-    .with("servers", excluded.len())
-    .with_resources("asked", if furthest == Stage::Size { ask.whole } else { ask.resources }, false);
-    if let Some(pin) = pin {
-        refusal = refusal.with("server_handle", pin);
-    }
-    for (stage, count) in counts {
-        refusal = refusal.with(format!("rejected.{}", stage.as_str()), count);
-    }
-    refusal
+    Story { ask, pin, facts: &facts }.refusal(context)
+}
+
+/// What [`refuse`] says of the fleet, from a look at every server.
+#[cfg(test)]
+pub(super) fn refuse_by_each(fleet: &Fleet, ask: &Ask<'_>, context: &Context) -> Refusal {
+    let facts = Facts::of_each(fleet.iter(), ask, context);
+    Story { ask, pin: None, facts: &facts }.refusal(context)
 }
 
 fn no_other_server() -> Refusal {
@@ -131,30 +102,56 @@ fn no_other_server() -> Refusal {
     )
 }
 
-fn count_by_stage<'a>(exclusions: impl Iterator<Item = &'a Exclusion>) -> BTreeMap<Stage, usize> {
-    let mut counts = BTreeMap::new();
-    for exclusion in exclusions {
-        *counts.entry(exclusion.stage()).or_default() += 1;
-    }
-    counts
-}
-
 /// What a refusal is told from.
 struct Story<'a> {
     ask: &'a Ask<'a>,
     pin: Option<&'a ServerHandle>,
-    /// How many servers the funnel was run over.
-    servers: usize,
-    /// Those that reached the last stage, ordered by handle.
-    reached: &'a [&'a (&'a ServerState, Exclusion)],
+    facts: &'a Facts<'a>,
 }
 
 impl Story<'_> {
+    fn refusal(&self, context: &Context) -> Refusal {
+        let Self { ask, pin, facts } = self;
+        let Some(furthest) = facts.furthest() else {
+            return Refusal::new(
+                Reason::NoServers,
+                format!(
+                    "asked for {}, and no server is registered; register one with `RegisterServer`",
+                    ask.resources
+                ),
+            )
+            .with("servers", 0)
+            .with_resources("asked", ask.resources, false);
+        };
+        let mut refusal = match furthest {
+            Stage::Left => no_other_server(),
+            Stage::Labels => self.no_matching_server(),
+            Stage::Unmanaged | Stage::Status => self.no_admissible_server(furthest),
+            Stage::Size => self.request_exceeds_fleet(),
+            Stage::UsageStale => self.usage_stale(context),
+            Stage::Capacity => self.insufficient_capacity(),
+            Stage::Ports => self.ports(),
+        }
+        .with("servers", facts.servers)
+        .with_resources(
+            "asked",
+            if furthest == Stage::Size { ask.whole } else { ask.resources },
+            false,
+        );
+        if let Some(pin) = pin {
+            refusal = refusal.with("server_handle", pin);
+        }
+        for (stage, count) in &facts.counts {
+            refusal = refusal.with(format!("rejected.{}", stage.as_str()), count);
+        }
+        refusal
+    }
+
     /// The servers that the funnel was run over, in words.
     fn fleet(&self) -> String {
         match self.pin {
             Some(pin) => format!("server `{pin}`"),
-            None => format!("the fleet of {}", count(self.servers, "server")),
+            None => format!("the fleet of {}", count(self.facts.servers, "server")),
         }
     }
 
@@ -172,21 +169,11 @@ impl Story<'_> {
         .with("selector", selector)
     }
 
-    fn no_admissible_server(&self) -> Refusal {
-        let mut statuses: BTreeMap<&str, usize> = BTreeMap::new();
-        for (_, exclusion) in self.reached {
-            let found = match exclusion {
-                Exclusion::Status(status) => status.as_str(),
-                _ => "UNMANAGED",
-            };
-            *statuses.entry(found).or_default() += 1;
-        }
+    fn no_admissible_server(&self, furthest: Stage) -> Refusal {
+        let statuses = &self.facts.statuses;
         let found: Vec<_> = statuses.iter().map(|(status, count)| format!("{count} {status}")).collect();
         // Whether the unmanaged ones could hold it was not asked.
-        let of = match self.reached.first() {
-            Some((_, Exclusion::Status(_))) => "of those that could hold it, ",
-            _ => "",
-        };
+        let of = if furthest == Stage::Status { "of those that could hold it, " } else { "" };
         let refusal = Refusal::new(
             Reason::NoAdmissibleServer,
             format!(
@@ -197,7 +184,7 @@ impl Story<'_> {
             ),
         );
         statuses
-            .into_iter()
+            .iter()
             .fold(refusal, |refusal, (status, count)| refusal.with(format!("status.{status}"), count))
     }
 
@@ -243,20 +230,7 @@ impl Story<'_> {
     }
 
     fn ports(&self) -> Refusal {
-        let shortages = || {
-            self.reached.iter().filter_map(|(state, exclusion)| match exclusion {
-                Exclusion::Ports(shortage) => Some((state, shortage)),
-                _ => None,
-            })
-        };
-        // Where one server has a port and another not, the shortage that the caller can mend is the one to tell.
-        let taken = shortages().find_map(|(state, shortage)| match shortage {
-            PortShortage::Taken { module, port, protocol, cause } => {
-                Some((state, module, port, protocol, cause))
-            }
-            PortShortage::Exhausted { .. } => None,
-        });
-        if let Some((state, module, port, protocol, cause)) = taken {
+        if let Some((state, PortShortage::Taken { module, port, protocol, cause })) = &self.facts.shortage {
             let handle = &state.server.handle;
             return Refusal::new(
                 Reason::PortTaken,
@@ -283,7 +257,7 @@ impl Story<'_> {
         .with("start_port", self.ask.start_port)
         .with("ports", self.ask.modules.len())
         .with("server_handles", self.handles().replace('`', ""));
-        match shortages().next() {
+        match &self.facts.shortage {
             Some((state, PortShortage::Exhausted { range, protocol, .. })) => refusal
                 .with("server_handle", &state.server.handle)
                 .with("port_range", range)
@@ -292,32 +266,14 @@ impl Story<'_> {
         }
     }
 
-    /// The server that is short of the least, measured in shares of what is asked; ties by handle.
-    fn nearest(&self) -> Option<(&ServerState, Resources)> {
-        let shortage = |exclusion: &Exclusion| match exclusion {
-            Exclusion::Size { short } | Exclusion::Capacity { short } => Some(*short),
-            _ => None,
-        };
-        let share = |short: Resources| -> i128 {
-            Resource::ALL
-                .into_iter()
-                .map(|r| i128::from(short.get(r)) * 1_000_000 / i128::from(self.ask.whole.get(r).max(1)))
-                .sum()
-        };
-        self.reached
-            .iter()
-            .filter_map(|(state, exclusion)| shortage(exclusion).map(|short| (*state, short)))
-            .min_by_key(|(_, short)| share(*short))
-    }
-
     fn nearest_in_words(&self) -> String {
-        self.nearest().map_or_else(String::new, |(state, short)| {
-            format!("`{}` is the nearest, short of {}", state.server.handle, describe_short(short))
+        self.facts.nearest.as_ref().map_or_else(String::new, |(state, short)| {
+            format!("`{}` is the nearest, short of {}", state.server.handle, describe_short(*short))
         })
     }
 
     fn with_nearest(&self, refusal: Refusal) -> Refusal {
-        let Some((state, short)) = self.nearest() else { return refusal };
+        let Some((state, short)) = self.facts.nearest else { return refusal };
         refusal
             .with("nearest.server_handle", &state.server.handle)
             .with_resources("nearest.short", short, true)
@@ -327,11 +283,10 @@ impl Story<'_> {
 
     /// The handles of the servers that reached the last stage, not more than a reader takes in.
     fn handles(&self) -> String {
-        const TOLD: usize = 3;
-        let mut told: Vec<_> =
-            self.reached.iter().take(TOLD).map(|(state, _)| format!("`{}`", state.server.handle)).collect();
-        if self.reached.len() > TOLD {
-            told.push(format!("and {} more", self.reached.len() - TOLD));
+        let facts = self.facts;
+        let mut told: Vec<_> = facts.first.iter().map(|state| format!("`{}`", state.server.handle)).collect();
+        if facts.reached() > told.len() {
+            told.push(format!("and {} more", facts.reached() - told.len()));
         }
         told.join(", ")
     }

@@ -3,7 +3,9 @@
 //!
 //! One predicate, [`filter::fits`], serves every caller of a choice (L13).
 
+mod choose;
 mod explain;
+mod facts;
 pub mod filter;
 mod relocate;
 mod replace_port;
@@ -123,7 +125,7 @@ fn place(fleet: &Fleet, request: &EnsureRequest, context: &Context) -> Result<De
         Some(pin) => {
             fleet.get(pin).and_then(|state| fits(state, &ask, context).ok().map(|ports| (state, ports)))
         }
-        None => score::choose(fleet, &ask, request.strategy, context),
+        None => choose::choose(fleet, &ask, request.strategy, context),
     };
     let Some((state, ports)) = chosen else {
         return Err(explain::refuse(fleet, &ask, request.server_handle.as_ref(), context));

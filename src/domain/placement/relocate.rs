@@ -1,9 +1,9 @@
 //! Moving a placed project to another server: the funnel over all but the one that it leaves, for all that it holds.
 
 use super::{
-    Context, explain,
+    Context, choose, explain,
     filter::{Ask, fits},
-    score, server_not_found,
+    server_not_found,
 };
 use crate::domain::{
     Fleet, Project, ProjectId, Reason, Refusal, ServerHandle,
@@ -74,7 +74,7 @@ pub fn relocate(
         Some(to) => {
             fleet.get(to).and_then(|state| fits(state, &ask, context).ok().map(|ports| (state, ports)))
         }
-        None => score::choose(fleet, &ask, request.strategy, context),
+        None => choose::choose(fleet, &ask, request.strategy, context),
     };
     let Some((state, ports)) = chosen else {
         return Err(explain::refuse(fleet, &ask, request.server_handle.as_ref(), context)

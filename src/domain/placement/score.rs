@@ -3,12 +3,10 @@
 
 use std::cmp::Reverse;
 
-use super::{
-    Context,
-    filter::{Ask, fits},
-};
 use crate::domain::{
-    Fleet, Resources, ServerHandle, fleet::ServerState, ports::PortGrant, request::Strategy,
+    Resources, ServerHandle,
+    fleet::{Room, ServerState},
+    request::Strategy,
 };
 
 /// Shares are counted in millionths of a server.
@@ -52,7 +50,7 @@ impl Score {
         match strategy {
             Strategy::Spread => Self::Spread(SpreadScore { free_ram_mb: Reverse(free.ram_mb), handle }),
             Strategy::Binpack => {
-                let waste = waste(state.terms.size, free, asked);
+                let waste = waste(whole(state), free, asked);
                 Self::Binpack(BinpackScore { waste, free_ram_mb: free.ram_mb, handle })
             }
         }
@@ -64,6 +62,32 @@ impl Score {
         match self {
             Self::Spread(score) => score.free_ram_mb.0,
             Self::Binpack(score) => -score.waste,
+        }
+    }
+}
+
+/// What shares of a server are taken of.
+#[must_use]
+pub fn whole(state: &ServerState) -> Resources {
+    state.terms.size
+}
+
+/// A score without the handle, for which the rank in the order of handles stands.
+pub(super) type Bound = (i64, i64, i64);
+
+/// What no open server of these scores less than, exactly for one alone; none where none of them has room.
+///
+/// Both fields of a score are the less, the less is free and the larger the server is, and the bound takes the extremes of each.
+pub(super) fn bound(room: &Room, asked: Resources, strategy: Strategy) -> Option<Bound> {
+    if !asked.short_of(room.free_max).is_zero() {
+        return None;
+    }
+    match strategy {
+        Strategy::Spread => Some((-room.free_max.ram_mb, 0, room.rank)),
+        Strategy::Binpack => {
+            // Less than what is asked is free on none that fits.
+            let free = room.free_min.max(asked);
+            Some((waste(room.whole_max, free, asked), free.ram_mb, room.rank))
         }
     }
 }
@@ -89,35 +113,5 @@ fn share(part: i64, whole: i64) -> i64 {
         Some(product) => product / whole,
         // Over-commit makes of 10^12, the most that a server has, up to 10^14. The share itself fits again.
         None => i64::try_from(i128::from(part) * i128::from(WHOLE) / i128::from(whole)).unwrap_or(i64::MAX),
-    }
-}
-
-/// The best server that fits, with the ports that it would give.
-pub(super) fn choose<'a>(
-    fleet: &'a Fleet,
-    ask: &Ask<'_>,
-    strategy: Strategy,
-    context: &Context,
-) -> Option<(&'a ServerState, Vec<PortGrant>)> {
-    match strategy {
-        // The index is in the order of the score, so the first that fits is the best, and none follows a server that has
-        // less free RAM than is asked for.
-        Strategy::Spread => fleet
-            .by_free_ram()
-            .take_while(|state| state.free().ram_mb >= ask.resources.ram_mb)
-            .find_map(|state| fits(state, ask, context).ok().map(|ports| (state, ports))),
-        Strategy::Binpack => {
-            let mut best: Option<(Score, &ServerState, Vec<PortGrant>)> = None;
-            for state in fleet.by_free_ram().take_while(|state| state.free().ram_mb >= ask.resources.ram_mb) {
-                let score = Score::of(state, ask.resources, strategy);
-                if best.as_ref().is_some_and(|(best, ..)| *best <= score) {
-                    continue;
-                }
-                if let Ok(ports) = fits(state, ask, context) {
-                    best = Some((score, state, ports));
-                }
-            }
-            best.map(|(_, state, ports)| (state, ports))
-        }
     }
 }
