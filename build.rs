@@ -6,6 +6,8 @@ use std::{env, error::Error, fs, path::Path};
 use prost::Message as _;
 
 const PROTO_ROOT: &str = "proto";
+/// What the package takes from googleapis.
+const STATUS: &str = "google/rpc/status.proto";
 const PACKAGE_DIR: &str = "proto/resourceallocator/v1";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -23,16 +25,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     let encoded = descriptors.encode_to_vec();
     fs::write(Path::new(&env::var("OUT_DIR")?).join("descriptors.bin"), &encoded)?;
 
-    tonic_prost_build::configure()
-        .compile_well_known_types(true)
-        .extern_path(".google.protobuf", "::pbjson_types")
-        .btree_map(".")
-        .compile_fds(descriptors)?;
+    let configure = || {
+        tonic_prost_build::configure()
+            .compile_well_known_types(true)
+            .extern_path(".google.protobuf", "::pbjson_types")
+            .btree_map(".")
+    };
+    // By itself: messages of a package that is said to be elsewhere are not generated.
+    configure().compile_fds(protox::compile([STATUS], [PROTO_ROOT])?)?;
+    configure().extern_path(".google.rpc", "crate::proto::rpc").compile_fds(descriptors)?;
     pbjson_build::Builder::new()
         .register_descriptors(&encoded)?
         .preserve_proto_field_names()
         .emit_fields()
         .btree_map(["."])
-        .build(&[".resourceallocator.v1"])?;
+        .build(&[".resourceallocator.v1", ".google.rpc"])?;
     Ok(())
 }

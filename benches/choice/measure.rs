@@ -14,7 +14,8 @@ use resource_allocator::domain::{
     placement::{Context, Decision, decide},
     ports::DEFAULT_START_PORT,
     request::{EnsureRequest, ModuleRequest, Strategy},
-    server::Observation,
+    resources::PerResource,
+    server::{Observation, Observer},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -52,7 +53,7 @@ struct Bench {
 }
 
 fn context() -> Context {
-    Context { now: OffsetDateTime::UNIX_EPOCH, usage_max_age: Duration::from_mins(5) }
+    Context { now: OffsetDateTime::UNIX_EPOCH, usage_max_age: Duration::from_mins(5), usage_required: false }
 }
 
 fn server(number: usize) -> Server {
@@ -137,6 +138,7 @@ impl Bench {
                 module: grant.module,
                 protocol: grant.protocol,
                 port: grant.port,
+                pinned: grant.pinned,
                 create_time: now,
             })
             .collect();
@@ -154,6 +156,7 @@ impl Bench {
                 allocations,
                 allocation_count: 2,
                 served: None,
+                usage_counted: false,
             }),
         };
         self.fleet.apply(&entry);
@@ -229,6 +232,7 @@ impl Bench {
     fn observe(&mut self, number: usize, age: Duration, ram_mb: i64) {
         let handle = server(number).handle;
         let observation = Observation {
+            observer: Observer::Host,
             cpu_millis: None,
             ram_mb: Some(ram_mb),
             disk_mb: None,

@@ -17,6 +17,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, [PROTO_ROOT])?;
     let folder = env::var("OUT_DIR")?;
     fs::write(Path::new(&folder).join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().build_server(false).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .extern_path(".google.rpc", "::tonic_types::pb")
+        .compile_fds(descriptors)?;
     Ok(())
 }

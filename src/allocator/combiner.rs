@@ -7,7 +7,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
-use tokio::sync::{RwLock, mpsc, watch};
+use tokio::{
+    sync::{RwLock, mpsc, watch},
+    time::Instant,
+};
 
 use super::{
     AllocatorOptions, Error,
@@ -45,8 +48,7 @@ impl Combiner {
     pub async fn run(mut self) {
         let mut waiting = Vec::with_capacity(self.options.max_batch);
         while self.queue.recv_many(&mut waiting, self.options.max_batch).await > 0 {
-            // A caller that hung up need not cost a transaction.
-            let batch: Vec<Job> = waiting.drain(..).filter(|job| !job.reply.is_closed()).collect();
+            let batch = wanted(waiting.drain(..));
             if batch.is_empty() {
                 continue;
             }
@@ -102,9 +104,7 @@ impl Combiner {
     async fn process_one_by_one(&self, batch: Vec<Job>) -> Result<(), Unavailable> {
         let mut jobs = batch.into_iter();
         while let Some(job) = jobs.next() {
-            if job.reply.is_closed() {
-                continue;
-            }
+            let Some(job) = wanted([job]).pop() else { continue };
             if let Err(Unavailable(error)) = Box::pin(self.process(vec![job])).await {
                 fail(jobs, &error);
                 return Err(Unavailable(error));
@@ -238,6 +238,14 @@ impl Combiner {
         line::write(conn, &journal, fleet).await?;
         Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
     }
+}
+
+/// Those whose callers still wait: nobody else need cost a transaction.
+fn wanted(jobs: impl IntoIterator<Item = Job>) -> Vec<Job> {
+    let now = Instant::now();
+    let (given_up, wanted): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.is_given_up(now));
+    fail(given_up, &Error::DeadlinePassed);
+    wanted
 }
 
 /// Answers all with an error.

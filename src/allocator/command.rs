@@ -1,7 +1,7 @@
 //! What waits in the combiner's queue, and what is answered once it is committed.
 
 use time::OffsetDateTime;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
 use super::{Error, line::WaitRequest};
@@ -23,8 +23,18 @@ pub struct Job {
     pub request_id: String,
     /// What is asked for.
     pub request: Request,
+    /// Until when the caller waits; none where it did not say.
+    pub deadline: Option<Instant>,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<Answer, Error>>,
+}
+
+impl Job {
+    /// Whether nobody waits for the answer any more: the caller hung up, or its deadline has passed.
+    #[must_use]
+    pub fn is_given_up(&self, now: Instant) -> bool {
+        self.reply.is_closed() || self.deadline.is_some_and(|deadline| deadline <= now)
+    }
 }
 
 /// What is asked for.

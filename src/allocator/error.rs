@@ -19,6 +19,9 @@ pub enum Error {
         /// The queue's length.
         limit: usize,
     },
+    /// The caller's deadline passed while its request waited, and nothing was done.
+    #[error("the caller's deadline passed while the request waited")]
+    DeadlinePassed,
     /// The service is shutting down.
     #[error("the service is shutting down")]
     ShuttingDown,

@@ -47,7 +47,7 @@ impl Housekeeper {
         drop(conn);
         if rested {
             // Without the pool's row: a port whose rest is over is free whether its row is there or not.
-            let mut transaction = self.store.begin_write().await?;
+            let mut transaction = self.store.begin_upkeep().await?;
             ports::delete_rested(&mut transaction, pool.now, RESTED_STEP).await?;
             transaction.commit().await.map_err(StoreError::from)?;
         }
@@ -61,7 +61,8 @@ impl Housekeeper {
         };
         let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(()) };
         let (reply, answer) = oneshot::channel();
-        let job = Job { request_id: "housekeeping".to_owned(), request: Request::Housekeep, reply };
+        let job =
+            Job { request_id: "housekeeping".to_owned(), request: Request::Housekeep, deadline: None, reply };
         if queue.try_send(job).is_ok() {
             drop(queue);
             answer.await.map_err(|_| Error::ShuttingDown)??;

@@ -5,7 +5,9 @@
 pub mod audit;
 pub mod combiner;
 pub mod command;
+pub mod deadline;
 mod ensure;
+mod ensure_all;
 mod error;
 mod housekeeper;
 mod inventory;
@@ -44,9 +46,9 @@ use crate::{
     },
     store::{
         Store,
+        allocations::{self, AllocationFilter, AllocationRecord},
         placements::{self, ProjectRecord},
         pools,
-        ports::{self, AllocationFilter, AllocationRecord},
         servers::{self, ServerFilter, ServerRecord},
         waiters::{self, WaiterRecord},
     },
@@ -167,7 +169,7 @@ impl Allocator {
     ) -> Result<Listed<AllocationRecord>, Error> {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
-        let items = ports::list(&mut snapshot, filter, page_size + 1).await?;
+        let items = allocations::list(&mut snapshot, filter, page_size + 1).await?;
         Ok(page(items, page_size, pool.last_sequence))
     }
 
@@ -349,7 +351,8 @@ impl Allocator {
 
     async fn submit(&self, request: Request, request_id: String) -> Result<Answer, Error> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Job { request_id, request, reply }).map_err(|error| match error {
+        let deadline = deadline::current();
+        self.queue.try_send(Job { request_id, request, deadline, reply }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded { limit: self.options.queue_limit },
             mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
         })?;

@@ -78,6 +78,6 @@ async fn read(
     store: &Store,
     ids: &[String],
 ) -> Result<std::collections::HashMap<ProjectId, placements::ProjectRecord>, StoreError> {
-    let mut conn = store.acquire().await?;
+    let mut conn = store.acquire_for_reader().await?;
     placements::list_projects(&mut conn, ids).await
 }

@@ -2,9 +2,10 @@
 
 use super::{Api, PageToken, decode, encode, page_token, status::ApiError, token::filter_key};
 use crate::{
+    allocator::command::EnsureAnswer,
     domain::placement::{FoundServer, project_not_found},
     proto::v1,
-    store::ports::{AllocationFilter, AllocationRecord},
+    store::allocations::{AllocationFilter, AllocationRecord},
 };
 
 /// The most servers that are told of with `explain`.
@@ -23,16 +24,21 @@ impl Api {
             Some(wait) => self.allocator.ensure_or_wait(&self.hub, request, wait, request_id).await?,
             None => self.allocator.ensure(request, request_id).await?,
         };
-        let (mut placement, mut allocations) = encode::project(&answer.view);
+        let mut response = self.ensured(&answer);
         if validate_only {
-            encode::leave_out_what_is_not_written(placement.as_mut(), &mut allocations);
+            encode::leave_out_what_is_not_written(response.placement.as_mut(), &mut response.allocations);
         }
-        Ok(v1::EnsureAllocationResponse {
+        Ok(response)
+    }
+
+    pub(super) fn ensured(&self, answer: &EnsureAnswer) -> v1::EnsureAllocationResponse {
+        let (placement, allocations) = encode::project(&answer.view);
+        v1::EnsureAllocationResponse {
             outcome: encode::outcome(answer.outcome).into(),
             placement,
             allocations,
             resume_token: self.resume_token(answer.view.sequence),
-        })
+        }
     }
 
     pub(super) async fn release(

@@ -3,6 +3,8 @@
 //! `decode` and `encode` translate, `status` is the one place that names status codes.
 
 mod allocations;
+mod batch;
+mod deadline;
 mod decode;
 mod encode;
 mod inventory;
@@ -29,7 +31,7 @@ use self::{
     watch::WatchResponses,
 };
 use crate::{
-    allocator::Allocator,
+    allocator::{self, Allocator},
     domain::request::Strategy,
     events::Hub,
     proto::v1::{
@@ -78,7 +80,9 @@ impl Api {
         work: impl AsyncFnOnce(&Self, Q, String) -> Result<A, ApiError>,
     ) -> Result<Response<A>, Status> {
         let request_id = request_id::of(&request);
-        let answer = work(self, request.into_inner(), request_id.clone()).await;
+        let deadline = deadline::of(&request);
+        let work = work(self, request.into_inner(), request_id.clone());
+        let answer = allocator::deadline::with(deadline, work).await;
         answer.map(Response::new).map_err(|error| self.refuse(&error, &request_id))
     }
 
@@ -109,6 +113,13 @@ impl ResourceAllocator for Api {
         request: Request<v1::EnsureAllocationRequest>,
     ) -> Result<Response<v1::EnsureAllocationResponse>, Status> {
         self.answer(request, Self::ensure).await
+    }
+
+    async fn batch_ensure_allocations(
+        &self,
+        request: Request<v1::BatchEnsureAllocationsRequest>,
+    ) -> Result<Response<v1::BatchEnsureAllocationsResponse>, Status> {
+        self.answer(request, Self::ensure_all).await
     }
 
     async fn release_allocation(

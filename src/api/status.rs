@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use prost::Message as _;
 use tonic::{Code, Status, codegen::http::HeaderMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -14,6 +15,7 @@ use crate::{
     allocator::Error,
     domain::{Disposition, Reason, Refusal, refusal::cut},
     events::WatchError,
+    proto::rpc,
     store::StoreError,
 };
 
@@ -209,6 +211,16 @@ pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Opt
     answer.into_status(request_id)
 }
 
+/// A status as a message, which its details are.
+#[must_use]
+pub fn to_message(status: &Status) -> rpc::Status {
+    rpc::Status::decode(status.details()).unwrap_or_else(|_| rpc::Status {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        details: Vec::new(),
+    })
+}
+
 /// The status of what the transport refused without a reason, by the headers of its answer; none for an answer that is no error,
 /// has details, or is not the transport's.
 #[must_use]
@@ -286,6 +298,12 @@ fn allocator(error: &Error) -> Answer {
         )
         .with("queue_limit", limit)
         .retry_after(RETRY_SOON),
+        Error::DeadlinePassed => Answer::new(
+            Code::DeadlineExceeded,
+            "DEADLINE_PASSED",
+            Disposition::Technical,
+            "the deadline passed while the request waited, and nothing was done; repeating it is safe",
+        ),
         Error::ShuttingDown => shutting_down(),
     }
 }

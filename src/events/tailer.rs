@@ -61,7 +61,7 @@ impl Hub {
     }
 
     async fn follow(&self) -> Result<(), StoreError> {
-        let mut conn = self.store.acquire().await?;
+        let mut conn = self.store.acquire_for_tailer().await?;
         let pool = pools::find(&mut conn).await?;
         let Some(mut at) = *self.position.borrow() else {
             self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });

@@ -3,6 +3,7 @@
 //! Functions borrow a connection; transactions are begun and committed by the allocator alone, through [`Store::begin_write`]
 //! and [`Store::begin_snapshot`].
 
+pub mod allocations;
 pub mod error;
 pub mod events;
 pub mod placements;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use sqlx::{
     ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool, Postgres, Transaction,
     migrate::{MigrateError, Migrator},
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -58,20 +60,29 @@ pub fn place(connect: &PgConnectOptions) -> String {
 pub struct StoreOptions {
     /// The connection.
     pub connect: PgConnectOptions,
-    /// The most connections that are held, at least 4: the combiner, the reader and the tailer each hold one while they work.
+    /// The most connections that are held, at least 5: the combiner, the reader, the tailer and health have one each of their
+    /// own, and all else shares the others.
     pub max_connections: u32,
     /// How long a request waits for a connection.
     pub acquire_timeout: Duration,
 }
 
-/// A pool of connections.
+/// Connections. What others do with those that are shared, such as a thousand watchers that read the history, cannot keep the
+/// combiner, the reader, the tailer or health from theirs.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: PgPool,
+    shared: PgPool,
+    combiner: PgPool,
+    reader: PgPool,
+    tailer: PgPool,
+    health: PgPool,
 }
 
+/// How many connections are not shared.
+const OWN: u32 = 4;
+
 impl Store {
-    /// Prepares a pool; connects when first used.
+    /// Prepares the connections; connects when first used.
     #[must_use]
     pub fn new(options: StoreOptions) -> Self {
         let connect = options
@@ -79,19 +90,27 @@ impl Store {
             .application_name("resource-allocator")
             .log_statements(tracing::log::LevelFilter::Trace)
             .log_slow_statements(tracing::log::LevelFilter::Warn, Duration::from_secs(1));
-        let pool = PgPoolOptions::new()
-            .max_connections(options.max_connections)
-            .acquire_timeout(options.acquire_timeout)
-            // A round trip for each request that takes a connection; a broken one shows itself, and the request is repeated.
-            .test_before_acquire(false)
-            .after_connect(|conn, _| {
-                Box::pin(async move {
-                    conn.execute(PREFER_INDEXES).await?;
-                    Ok(())
+        let pool = |max_connections| {
+            PgPoolOptions::new()
+                .max_connections(max_connections)
+                .acquire_timeout(options.acquire_timeout)
+                // A round trip for each request that takes a connection; a broken one shows itself, and the request is repeated.
+                .test_before_acquire(false)
+                .after_connect(|conn, _| {
+                    Box::pin(async move {
+                        conn.execute(PREFER_INDEXES).await?;
+                        Ok(())
+                    })
                 })
-            })
-            .connect_lazy_with(connect);
-        Self { pool }
+                .connect_lazy_with(connect.clone())
+        };
+        Self {
+            shared: pool(options.max_connections.saturating_sub(OWN).max(1)),
+            combiner: pool(1),
+            reader: pool(1),
+            tailer: pool(1),
+            health: pool(1),
+        }
     }
 
     /// Applies what is missing of this release's migrations. Replicas that start at once wait for each other.
@@ -99,10 +118,10 @@ impl Store {
     /// # Errors
     /// [`MigrateError`], of which `VersionMissing` says that a newer release migrated this database.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
-        match MIGRATOR.run(&self.pool).await {
+        match MIGRATOR.run(&self.shared).await {
             // The pool, which tried until its time was over, does not say what it met.
             Err(MigrateError::Execute(sqlx::Error::PoolTimedOut)) => {
-                let options = self.pool.connect_options();
+                let options = self.shared.connect_options();
                 match tokio::time::timeout(LAST_TRY, PgConnection::connect_with(&options)).await {
                     Ok(Ok(mut conn)) => MIGRATOR.run(&mut conn).await,
                     Ok(Err(error)) => Err(MigrateError::Execute(error)),
@@ -120,13 +139,13 @@ impl Store {
     pub async fn newest_migration(&self) -> Result<Option<i64>, StoreError> {
         // The table is sqlx's own, and not there before the first migration.
         let known: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-            .fetch_one(&self.pool)
+            .fetch_one(&self.shared)
             .await?;
         if !known {
             return Ok(None);
         }
         let newest = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success");
-        Ok(newest.fetch_one(&self.pool).await?)
+        Ok(newest.fetch_one(&self.shared).await?)
     }
 
     /// Whether the database answers.
@@ -134,7 +153,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] when it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(&self.pool).await?;
+        sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(&self.health).await?;
         Ok(())
     }
 
@@ -142,17 +161,42 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when none can be had in time.
-    pub async fn acquire(&self) -> Result<sqlx::pool::PoolConnection<Postgres>, StoreError> {
-        Ok(self.pool.acquire().await?)
+    pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        Ok(self.shared.acquire().await?)
     }
 
-    /// Begins a transaction that writes, with its time limits.
+    /// The connection of the reader.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when it cannot be had in time.
+    pub async fn acquire_for_reader(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        Ok(self.reader.acquire().await?)
+    }
+
+    /// The connection of the tailer.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when it cannot be had in time.
+    pub async fn acquire_for_tailer(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        Ok(self.tailer.acquire().await?)
+    }
+
+    /// Begins a transaction of the combiner, with its time limits.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when no connection can be had.
     #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
     pub async fn begin_write(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        Ok(self.pool.begin_with(BEGIN_WRITE).await?)
+        Ok(self.combiner.begin_with(BEGIN_WRITE).await?)
+    }
+
+    /// Begins a transaction that writes beside the combiner, with the same limits.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when no connection can be had.
+    #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
+    pub async fn begin_upkeep(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        Ok(self.shared.begin_with(BEGIN_WRITE).await?)
     }
 
     /// Begins a transaction whose reads all see one state.
@@ -161,11 +205,13 @@ impl Store {
     /// [`StoreError::Unavailable`] when no connection can be had.
     #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
     pub async fn begin_snapshot(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        Ok(self.pool.begin_with(BEGIN_SNAPSHOT).await?)
+        Ok(self.shared.begin_with(BEGIN_SNAPSHOT).await?)
     }
 
     /// Closes every connection.
     pub async fn close(&self) {
-        self.pool.close().await;
+        for pool in [&self.shared, &self.combiner, &self.reader, &self.tailer, &self.health] {
+            pool.close().await;
+        }
     }
 }

@@ -3,6 +3,7 @@
 mod architecture;
 mod audit;
 mod bad_input;
+mod batch;
 mod cli;
 mod embedded_postgres;
 mod ensure;
@@ -17,7 +18,9 @@ mod migrations;
 // An exporter on another system tells other metrics.
 #[cfg(target_os = "linux")]
 mod node_exporter;
+mod overload;
 mod placement;
+mod plans;
 mod refusals;
 mod release;
 mod replicas;

@@ -19,11 +19,10 @@ const READS_ALL: &str = "FROM port_allocations ORDER BY server_handle";
 /// Fills the tables as the service would have, without its triggers, which would take minutes.
 async fn fill(conn: &mut PgConnection) {
     for statement in [
+        "INSERT INTO servers (handle, address, capacity_cpu_millis, capacity_ram_mb, capacity_disk_mb)
+         SELECT 'server-' || n, '192.0.2.1', 1000000, 1000000, 1000000 FROM generate_series(0, 999) n",
         "SET session_replication_role = replica",
-        "INSERT INTO servers (handle, address, capacity_cpu_millis, capacity_ram_mb, capacity_disk_mb, status, placement_count,
-             reserved_ram_mb, reserved_disk_mb)
-         SELECT 'server-' || n, '192.0.2.1', 1000000, 1000000, 1000000, 'in_use', 50, 50 * 512, 50 * 1024
-         FROM generate_series(0, 999) n",
+        "UPDATE servers SET status = 'in_use', placement_count = 50, reserved_ram_mb = 50 * 512, reserved_disk_mb = 50 * 1024",
         "INSERT INTO placements (project_id, server_handle, reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb, revision)
          SELECT 'project-' || n, 'server-' || n % 1000, 0, 512, 1024, 4 * n + 4 FROM generate_series(0, 49999) n",
         "INSERT INTO port_allocations (id, server_handle, protocol, port, project_id, module)

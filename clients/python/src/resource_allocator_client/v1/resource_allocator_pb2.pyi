@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 from . import events_pb2 as _events_pb2
 from . import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -158,6 +159,88 @@ class EnsureAllocationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EnsureAllocationResponse: _TypeAlias = EnsureAllocationResponse  # noqa: Y015
+
+@_typing.final
+class BatchEnsureAllocationsRequest(_message.Message):
+    """The request of BatchEnsureAllocations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnsureAllocationRequest]:
+        """Required: 1 to 1000 requests. `validate_only` and `wait_for_capacity` are not offered here: a request that sets one is
+        answered INVALID_REQUEST.
+        """
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___EnsureAllocationRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEnsureAllocationsRequest: _TypeAlias = BatchEnsureAllocationsRequest  # noqa: Y015
+
+@_typing.final
+class BatchEnsureAllocationsResponse(_message.Message):
+    """The answer of BatchEnsureAllocations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchEnsureResult]:
+        """One for each request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchEnsureResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEnsureAllocationsResponse: _TypeAlias = BatchEnsureAllocationsResponse  # noqa: Y015
+
+@_typing.final
+class BatchEnsureResult(_message.Message):
+    """What became of one request of a BatchEnsureAllocations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def response(self) -> Global___EnsureAllocationResponse:
+        """It was done."""
+
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """It was refused, or failed: the status that EnsureAllocation would have answered, with the same details."""
+
+    def __init__(
+        self,
+        *,
+        response: Global___EnsureAllocationResponse | None = ...,
+        status: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "status"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___BatchEnsureResult: _TypeAlias = BatchEnsureResult  # noqa: Y015
 
 @_typing.final
 class ReleaseAllocationRequest(_message.Message):

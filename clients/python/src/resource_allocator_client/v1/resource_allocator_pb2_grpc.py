@@ -41,6 +41,11 @@ class ResourceAllocatorStub(object):
                 request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.EnsureAllocationRequest.SerializeToString,
                 response_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.EnsureAllocationResponse.FromString,
                 _registered_method=True)
+        self.BatchEnsureAllocations = channel.unary_unary(
+                '/resourceallocator.v1.ResourceAllocator/BatchEnsureAllocations',
+                request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.BatchEnsureAllocationsRequest.SerializeToString,
+                response_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.BatchEnsureAllocationsResponse.FromString,
+                _registered_method=True)
         self.ReleaseAllocation = channel.unary_unary(
                 '/resourceallocator.v1.ResourceAllocator/ReleaseAllocation',
                 request_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ReleaseAllocationRequest.SerializeToString,
@@ -96,6 +101,17 @@ class ResourceAllocatorServicer(object):
         REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
         PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; with `wait_for_capacity`: WAIT_TIMED_OUT, LINE_FULL, WAIT_SUPERSEDED,
         WAIT_RELEASED; OVERLOADED, DATABASE_UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchEnsureAllocations(self, request, context):
+        """Ensures many projects with one call: each as EnsureAllocation would, one by one in the order of the request. One that is
+        refused fails alone, with the status that EnsureAllocation would give it; the others stand.
+
+        Errors, of the call as a whole: INVALID_REQUEST for none or more than 1000 requests; OVERLOADED where they do not fit into
+        the queue, and then none of those that the answer would be about need have been done; DATABASE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,6 +206,11 @@ def add_ResourceAllocatorServicer_to_server(servicer, server):
                     request_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.EnsureAllocationRequest.FromString,
                     response_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.EnsureAllocationResponse.SerializeToString,
             ),
+            'BatchEnsureAllocations': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchEnsureAllocations,
+                    request_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.BatchEnsureAllocationsRequest.FromString,
+                    response_serializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.BatchEnsureAllocationsResponse.SerializeToString,
+            ),
             'ReleaseAllocation': grpc.unary_unary_rpc_method_handler(
                     servicer.ReleaseAllocation,
                     request_deserializer=resourceallocator_dot_v1_dot_resource__allocator__pb2.ReleaseAllocationRequest.FromString,
@@ -260,6 +281,33 @@ class ResourceAllocator(object):
             '/resourceallocator.v1.ResourceAllocator/EnsureAllocation',
             resourceallocator_dot_v1_dot_resource__allocator__pb2.EnsureAllocationRequest.SerializeToString,
             resourceallocator_dot_v1_dot_resource__allocator__pb2.EnsureAllocationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchEnsureAllocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/resourceallocator.v1.ResourceAllocator/BatchEnsureAllocations',
+            resourceallocator_dot_v1_dot_resource__allocator__pb2.BatchEnsureAllocationsRequest.SerializeToString,
+            resourceallocator_dot_v1_dot_resource__allocator__pb2.BatchEnsureAllocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

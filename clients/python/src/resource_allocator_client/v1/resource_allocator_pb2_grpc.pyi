@@ -44,6 +44,13 @@ class ResourceAllocatorStub:
     PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; with `wait_for_capacity`: WAIT_TIMED_OUT, LINE_FULL, WAIT_SUPERSEDED,
     WAIT_RELEASED; OVERLOADED, DATABASE_UNAVAILABLE.
     """
+    BatchEnsureAllocations: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.BatchEnsureAllocationsRequest, _resource_allocator_pb2.BatchEnsureAllocationsResponse]
+    """Ensures many projects with one call: each as EnsureAllocation would, one by one in the order of the request. One that is
+    refused fails alone, with the status that EnsureAllocation would give it; the others stand.
+
+    Errors, of the call as a whole: INVALID_REQUEST for none or more than 1000 requests; OVERLOADED where they do not fit into
+    the queue, and then none of those that the answer would be about need have been done; DATABASE_UNAVAILABLE.
+    """
     ReleaseAllocation: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.ReleaseAllocationRequest, _resource_allocator_pb2.ReleaseAllocationResponse]
     """Gives back a project's ports, whole or by module; capacity goes back when the last module does.
     Releasing what is not there is OK and returns an empty list.
@@ -109,6 +116,13 @@ class ResourceAllocatorAsyncStub(ResourceAllocatorStub):
     REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
     PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; with `wait_for_capacity`: WAIT_TIMED_OUT, LINE_FULL, WAIT_SUPERSEDED,
     WAIT_RELEASED; OVERLOADED, DATABASE_UNAVAILABLE.
+    """
+    BatchEnsureAllocations: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.BatchEnsureAllocationsRequest, _resource_allocator_pb2.BatchEnsureAllocationsResponse]  # type: ignore[assignment]
+    """Ensures many projects with one call: each as EnsureAllocation would, one by one in the order of the request. One that is
+    refused fails alone, with the status that EnsureAllocation would give it; the others stand.
+
+    Errors, of the call as a whole: INVALID_REQUEST for none or more than 1000 requests; OVERLOADED where they do not fit into
+    the queue, and then none of those that the answer would be about need have been done; DATABASE_UNAVAILABLE.
     """
     ReleaseAllocation: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.ReleaseAllocationRequest, _resource_allocator_pb2.ReleaseAllocationResponse]  # type: ignore[assignment]
     """Gives back a project's ports, whole or by module; capacity goes back when the last module does.
@@ -178,6 +192,19 @@ class ResourceAllocatorServicer(metaclass=_abc_1.ABCMeta):
         REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
         PLACED_ELSEWHERE, BOUND_SERVER_NOT_ADMISSIBLE; with `wait_for_capacity`: WAIT_TIMED_OUT, LINE_FULL, WAIT_SUPERSEDED,
         WAIT_RELEASED; OVERLOADED, DATABASE_UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchEnsureAllocations(
+        self,
+        request: _resource_allocator_pb2.BatchEnsureAllocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resource_allocator_pb2.BatchEnsureAllocationsResponse, _abc.Awaitable[_resource_allocator_pb2.BatchEnsureAllocationsResponse]]:
+        """Ensures many projects with one call: each as EnsureAllocation would, one by one in the order of the request. One that is
+        refused fails alone, with the status that EnsureAllocation would give it; the others stand.
+
+        Errors, of the call as a whole: INVALID_REQUEST for none or more than 1000 requests; OVERLOADED where they do not fit into
+        the queue, and then none of those that the answer would be about need have been done; DATABASE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

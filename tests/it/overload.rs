@@ -1,0 +1,194 @@
+//! More than the service can take: it sheds, drops what nobody waits for, and stays in order.
+
+use std::time::Duration;
+
+use resource_allocator::{
+    allocator::AllocatorOptions,
+    proto::v1::EnsureAllocationResponse,
+    store::{Store, StoreError, StoreOptions},
+};
+use sqlx::{PgPool, Postgres, Transaction};
+use tokio::task::JoinHandle;
+use tonic::{Code, Request, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_types::StatusExt as _;
+
+use crate::support::{
+    Client, TestDatabase, TestService, error_info, inventory::assert_consistent, process::PATIENCE,
+    requests::request, server,
+};
+
+/// Holds the pool's row, as a replica does that takes long: until then, no other transaction begins its work.
+async fn hold_pool(sql: &PgPool) -> Transaction<'static, Postgres> {
+    #[expect(clippy::disallowed_methods, reason = "a test stands in the queue of writers")]
+    let mut held = sql.begin().await.unwrap();
+    sqlx::query("SELECT 1 FROM pools FOR UPDATE").execute(&mut *held).await.unwrap();
+    held
+}
+
+/// Waits until a transaction of the service waits for the pool's row.
+async fn wait_for_combiner(sql: &PgPool) {
+    let waits = async {
+        loop {
+            let waiting: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event_type = 'Lock' AND application_name = 'resource-allocator'",
+            )
+            .fetch_one(sql)
+            .await
+            .unwrap();
+            if waiting > 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waits).await.expect("the combiner waits for the row");
+}
+
+fn ensure(client: &Client, project: &str) -> JoinHandle<Result<EnsureAllocationResponse, Status>> {
+    let (mut client, request) = (client.clone(), request(project));
+    tokio::spawn(async move { client.place(request).await })
+}
+
+async fn placed(sql: &PgPool, project: &str) -> bool {
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT FROM placements WHERE project_id = $1)
+             OR EXISTS (SELECT FROM allocation_events WHERE project_id = $1)",
+    )
+    .bind(project)
+    .fetch_one(sql)
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l44_a_full_queue_sheds_with_its_reason_and_health_answers_all_the_same() {
+    const LIMIT: usize = 8;
+    let mut builder = TestService::builder();
+    builder.allocator = AllocatorOptions { queue_limit: LIMIT, ..AllocatorOptions::default() };
+    let mut service = builder.start().await;
+    service.client.register(server("web-1")).await;
+
+    let held = hold_pool(&service.database.sql).await;
+    let first = ensure(&service.client, "first");
+    wait_for_combiner(&service.database.sql).await;
+    // One batch waits for the row, as many as the limit wait in the queue, and the others are turned away.
+    let mut calls: Vec<_> =
+        (0..LIMIT).map(|number| ensure(&service.client, &format!("p-{number}"))).collect();
+    let mut shed = Vec::new();
+    let turned_away = async {
+        for number in LIMIT.. {
+            // One at a time, so that none is turned away before it is read what it holds.
+            let mut client = service.client.clone();
+            let mut call = Request::new(request(&format!("p-{number}")));
+            call.set_timeout(Duration::from_millis(200));
+            match client.allocator.ensure_allocation(call).await {
+                Err(status) if status.code() == Code::ResourceExhausted => {
+                    shed.push(status);
+                    return;
+                }
+                // It waited in a place that one of the calls above has not taken yet; its deadline gives it back.
+                Err(status) => {
+                    assert!(matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded), "{status:?}");
+                }
+                Ok(answer) => panic!("the pool's row is held, and yet: {answer:?}"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, turned_away).await.expect("the queue is full at some point");
+
+    let (reason, metadata) = error_info(&shed[0]);
+    assert_eq!(reason, "OVERLOADED");
+    assert_eq!(metadata["queue_limit"], LIMIT.to_string());
+    assert_eq!(metadata["disposition"], "TECHNICAL");
+    assert!(shed[0].get_details_retry_info().and_then(|info| info.retry_delay).is_some());
+    let health = HealthClient::new(service.client.channel.clone())
+        .check(HealthCheckRequest::default())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(health.status(), ServingStatus::Serving);
+
+    held.rollback().await.unwrap();
+    first.await.unwrap().unwrap();
+    let mut done = 0;
+    for call in calls.drain(..) {
+        match call.await.unwrap() {
+            Ok(_) => done += 1,
+            Err(status) => assert_eq!(error_info(&status).0, "OVERLOADED"),
+        }
+    }
+    assert!(done > 0);
+    assert_consistent(&service.database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_passes_in_the_queue_costs_no_transaction() {
+    let mut service = TestService::start().await;
+    service.client.register(server("web-1")).await;
+    let held = hold_pool(&service.database.sql).await;
+    let first = ensure(&service.client, "first");
+    wait_for_combiner(&service.database.sql).await;
+
+    let mut late = Request::new(request("late"));
+    late.set_timeout(Duration::from_millis(50));
+    let refused = service.client.allocator.ensure_allocation(late).await.unwrap_err();
+    assert!(matches!(refused.code(), Code::Cancelled | Code::DeadlineExceeded), "{refused:?}");
+
+    held.rollback().await.unwrap();
+    first.await.unwrap().unwrap();
+    // Whoever comes after it is answered after it would have been.
+    service.client.place(request("after")).await.unwrap();
+    assert!(!placed(&service.database.sql, "late").await);
+    assert_consistent(&service.database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_hangs_up_leaves_nothing_half_done() {
+    let mut service = TestService::start().await;
+    service.client.register(server("web-1")).await;
+    // Their own connections, which go with them.
+    let address = format!("http://{}", service.running.address);
+    let in_transaction = ensure(&Client::connect(&address).await, "in-transaction");
+    let held = hold_pool(&service.database.sql).await;
+    let first = ensure(&Client::connect(&address).await, "first");
+    wait_for_combiner(&service.database.sql).await;
+    let in_queue = ensure(&Client::connect(&address).await, "in-queue");
+    tokio::task::yield_now().await;
+    for call in [in_transaction, first, in_queue] {
+        call.abort();
+    }
+    held.rollback().await.unwrap();
+
+    // Each is placed with everything or not at all, and a repeat gets what there is.
+    service.client.place(request("after")).await.unwrap();
+    assert_consistent(&service.database.sql).await;
+    for project in ["in-transaction", "first", "in-queue"] {
+        let answer = service.client.place(request(project)).await.unwrap();
+        assert_eq!(answer.allocations.len(), 1, "{project}");
+    }
+    assert_consistent(&service.database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_cannot_take_the_connections_of_the_combiner_and_of_health() {
+    let database = TestDatabase::create().await;
+    let store = Store::new(StoreOptions {
+        connect: database.connect_options(),
+        max_connections: 6,
+        acquire_timeout: Duration::from_millis(100),
+    });
+    let taken = [store.acquire().await.unwrap(), store.acquire().await.unwrap()];
+    assert!(matches!(store.acquire().await, Err(StoreError::Unavailable(_))));
+
+    let write = store.begin_write().await.unwrap();
+    store.acquire_for_reader().await.unwrap();
+    store.acquire_for_tailer().await.unwrap();
+    store.ping().await.unwrap();
+    write.rollback().await.unwrap();
+    drop(taken);
+    store.close().await;
+}
