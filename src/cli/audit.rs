@@ -101,7 +101,10 @@ fn report_text(report: &Report) -> String {
     let mut lines: Vec<String> = report.differences.iter().map(tell).collect();
     let Report { servers, placements, ports, sequence, decisions_same, decisions_open, .. } = report;
     lines.push(format!(
-        "looked at {servers} servers, {placements} placements, {ports} ports, and the log up to event {sequence}"
+        "looked at {}, {}, {}, and the log up to event {sequence}",
+        output::count(*servers, "server"),
+        output::count(*placements, "placement"),
+        output::count(*ports, "port"),
     ));
     lines.push(match report.operations {
         Some(operations) => format!(
