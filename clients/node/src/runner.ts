@@ -1,6 +1,8 @@
 // The steps of a scenario, played: calls by generated stubs, and what comes compared with what is expected.
 
-import { type DescMethod, type DescService, fromJson, type JsonObject, type JsonValue, toJson } from "@bufbuild/protobuf";
+import {
+  createRegistry, type DescMethod, type DescService, fromJson, type JsonObject, type JsonValue, toJson,
+} from "@bufbuild/protobuf";
 import { Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.js";
 import { Health } from "../gen/grpc/health/v1/health_pb.js";
@@ -10,6 +12,8 @@ import { Matcher } from "./match.js";
 
 const SERVICES: DescService[] = [Health, ResourceAllocator, ServerInventory];
 const DEADLINE_MS = 30_000;
+/** A status that is part of an answer has its details packed. */
+const JSON_OPTIONS = { registry: createRegistry(BadRequestSchema, ErrorInfoSchema, RetryInfoSchema) };
 
 export interface Step {
   name: string;
@@ -38,7 +42,7 @@ export class Runner {
       if (step.stream !== undefined) {
         await this.read(method, call(request, options) as AsyncIterable<never>, step.messages ?? [{}]);
       } else {
-        const answer = toJson(method.output, (await call(request, options)) as never);
+        const answer = toJson(method.output, (await call(request, options)) as never, JSON_OPTIONS);
         this.matcher.match("answer", step.answer ?? {}, answer);
       }
     } catch (error) {

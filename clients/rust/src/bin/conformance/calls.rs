@@ -1,9 +1,10 @@
 //! The steps of a scenario, played: calls by generated stubs, and what comes compared with what is expected.
 
-use std::{str::FromStr as _, time::Duration};
+use std::{error::Error, str::FromStr as _, time::Duration};
 
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor};
+use prost_types::FileDescriptorSet;
 use resource_allocator_clients::{
     FILE_DESCRIPTOR_SET,
     v1::{
@@ -51,9 +52,13 @@ pub struct Runner {
 }
 
 impl Runner {
-    pub fn new(channel: Channel) -> Result<Self, prost_reflect::DescriptorError> {
+    pub fn new(channel: Channel) -> Result<Self, Box<dyn Error>> {
         let mut descriptors = DescriptorPool::decode(FILE_DESCRIPTOR_SET)?;
         descriptors.decode_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)?;
+        // A status that is part of an answer has its details packed. The status itself is in our set already, by another path.
+        let mut details = FileDescriptorSet::decode(tonic_types::pb::FILE_DESCRIPTOR_SET)?;
+        details.file.retain(|file| file.name() != "status.proto");
+        descriptors.add_file_descriptor_set(details)?;
         Ok(Self {
             health: HealthClient::new(channel.clone()),
             allocator: ResourceAllocatorClient::new(channel.clone()),
@@ -103,6 +108,9 @@ impl Runner {
             "grpc.health.v1.Health/Check" => unary!(health, check),
             "grpc.health.v1.Health/Watch" => streaming!(health, watch),
             "resourceallocator.v1.ResourceAllocator/EnsureAllocation" => unary!(allocator, ensure_allocation),
+            "resourceallocator.v1.ResourceAllocator/BatchEnsureAllocations" => {
+                unary!(allocator, batch_ensure_allocations)
+            }
             "resourceallocator.v1.ResourceAllocator/ReleaseAllocation" => {
                 unary!(allocator, release_allocation)
             }

@@ -6,6 +6,7 @@ import com.google.gson.JsonObject;
 import com.google.gson.JsonParser;
 import com.google.protobuf.Message;
 import com.google.protobuf.MessageOrBuilder;
+import com.google.protobuf.TypeRegistry;
 import com.google.protobuf.util.JsonFormat;
 import com.google.rpc.BadRequest;
 import com.google.rpc.ErrorInfo;
@@ -36,6 +37,11 @@ final class Runner {
             HealthGrpc.getServiceDescriptor(),
             ResourceAllocatorGrpc.getServiceDescriptor(),
             ServerInventoryGrpc.getServiceDescriptor());
+
+    /** A status that is part of an answer has its details packed. */
+    private static final JsonFormat.Printer PRINTER = JsonFormat.printer().usingTypeRegistry(TypeRegistry.newBuilder()
+            .add(List.of(BadRequest.getDescriptor(), ErrorInfo.getDescriptor(), RetryInfo.getDescriptor()))
+            .build());
 
     private final Channel channel;
     private final Map<String, MethodDescriptor<Message, Message>> methods = new HashMap<>();
@@ -118,7 +124,7 @@ final class Runner {
     }
 
     private static JsonObject json(MessageOrBuilder message) throws Exception {
-        return JsonParser.parseString(JsonFormat.printer().print(message)).getAsJsonObject();
+        return JsonParser.parseString(PRINTER.print(message)).getAsJsonObject();
     }
 
     /** A refusal as the scenario tells it. */
