@@ -101,6 +101,7 @@ impl Packer for Ours {
             selector: BTreeMap::new(),
             start_port: DEFAULT_START_PORT,
             strategy: self.strategy,
+            ttl: None,
         };
         let context = Context {
             now: OffsetDateTime::UNIX_EPOCH,
@@ -118,6 +119,7 @@ impl Packer for Ours {
             // Ports are not what is measured here.
             allocations: Vec::new(),
             allocation_count: 0,
+            expire_time: None,
             served: None,
         };
         self.fleet.apply(&LogEntry {

@@ -10,7 +10,7 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use resource_allocator::domain::{
     Allocation, Fleet, PortRange, Project, ProjectId, ResourceRequest, Resources, Server, ServerHandle,
     ServerStatus,
-    event::{Ensured, LogEntry, Operation, Released, Requested},
+    event::{Ensured, LogEntry, Operation, ReleaseCause, Released, Requested},
     placement::{Context, Decision, decide},
     ports::DEFAULT_START_PORT,
     request::{EnsureRequest, ModuleRequest, Strategy},
@@ -91,6 +91,7 @@ fn request(cpu_millis: i64, ram_mb: i64, strategy: Strategy) -> EnsureRequest {
         selector: BTreeMap::new(),
         start_port: DEFAULT_START_PORT,
         strategy,
+        ttl: None,
     }
 }
 
@@ -155,6 +156,7 @@ impl Bench {
                 grown: reserve,
                 allocations,
                 allocation_count: 2,
+                expire_time: None,
                 served: None,
                 usage_counted: false,
             }),
@@ -174,6 +176,7 @@ impl Bench {
         self.cpu_taken -= ensured.grown.cpu_millis;
         entry.first_sequence = self.fleet.sequence() + 1;
         entry.operation = Operation::Released(Released {
+            cause: ReleaseCause::Requested,
             server_address: String::new(),
             allocations: ensured.allocations,
             returned: Some(ensured.grown),

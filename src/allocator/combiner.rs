@@ -17,11 +17,11 @@ use super::{
     command::{Answer, Job, Request},
     ensure, inventory,
     journal::Journal,
-    line, relocate,
+    leases, line, relocate,
     replica::Replica,
 };
 use crate::{
-    domain::{Project, ProjectId},
+    domain::{Project, ProjectId, event::ReleaseCause},
     store::{Store, StoreError, placements, pools},
 };
 
@@ -174,6 +174,7 @@ impl Combiner {
         let context = self.options.context(pool.now);
         let free_after = pool.now + self.options.port_rest;
         let set_aside_until = pool.now + self.options.port_set_aside;
+        leases::keep_time(conn, batch, pool.now).await?;
         let ids = project_ids(batch);
         let committed: HashMap<ProjectId, Project> = if ids.is_empty() {
             HashMap::new()
@@ -195,7 +196,14 @@ impl Combiner {
         for (job, slot) in batch.iter().zip(&mut answers) {
             match &job.request {
                 Request::Release(request) => {
-                    let answer = ensure::release(&mut journal, fleet, request, &job.request_id, free_after);
+                    let answer = ensure::release(
+                        &mut journal,
+                        fleet,
+                        request,
+                        &job.request_id,
+                        free_after,
+                        ReleaseCause::Requested,
+                    );
                     line::release(&mut journal, fleet, &request.project_id);
                     *slot = Some(Ok(Answer::Released(answer)));
                 }
@@ -232,6 +240,9 @@ impl Combiner {
                 }
                 _ => {}
             }
+        }
+        if batch.iter().any(|job| matches!(job.request, Request::Housekeep)) {
+            leases::end(conn, &mut journal, fleet, free_after).await?;
         }
         line::settle(conn, &mut journal, fleet, &context).await?;
         journal.write(conn).await?;

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::domain::{
     Allocation, Fleet, Placement, Project, Refusal, Resources, ServerHandle,
-    event::{Ensured, Operation, Refused, Released, Requested, Selected, Served},
+    event::{Ensured, Operation, Refused, ReleaseCause, Released, Requested, Selected, Served},
     line::decide_in_line,
     placement::{Context, Decision, decide},
     ports::PortGrant,
@@ -54,6 +54,14 @@ pub fn decide_and_record(
     let project = journal.project(&request.project_id);
     let decision = decide_in_line(fleet, &project, request, context)?;
     let mut effect = effect(fleet, project, request, decision, context);
+    if effect.outcome == Outcome::Unchanged
+        && effect.project.placement.is_some()
+        && effect.project != journal.project(&request.project_id)
+    {
+        // A lease is renewed without a word in the log: it would say little else.
+        journal.set_project(effect.project.clone());
+        journal.note_renewal(request.project_id.clone());
+    }
     if let Some((server_handle, ensured)) = effect.operation.take() {
         let ensured = Ensured { served, usage_counted: fleet.usage_counts(), ..ensured };
         let sequence = journal.record(
@@ -110,6 +118,9 @@ fn effect(
 ) -> Effect {
     let (server_handle, selected, grown, grants, outcome) = match decision {
         Decision::Unchanged => {
+            if let Some(placement) = &mut project.placement {
+                placement.expire_time = request.expire_time(placement.expire_time, context.now);
+            }
             return Effect { project, operation: None, outcome: Outcome::Unchanged };
         }
         Decision::Place { server_handle, selected, reserve, ports } => {
@@ -145,6 +156,7 @@ fn ensured(
         grown,
         allocations,
         allocation_count: u32::try_from(project.allocations.len()).unwrap_or(u32::MAX),
+        expire_time: project.placement.as_ref().and_then(|placement| placement.expire_time),
         served: None,
     }
 }
@@ -166,9 +178,11 @@ fn give(
         revision: 0,
         create_time: context.now,
         update_time: context.now,
+        expire_time: None,
     });
     placement.reserved += grown;
     placement.update_time = context.now;
+    placement.expire_time = request.expire_time(placement.expire_time, context.now);
     let allocations: Vec<_> = grants.into_iter().map(|grant| allocation(grant, context)).collect();
     project.allocations.extend(allocations.iter().cloned());
     project.allocations.sort_by(|a, b| a.module.cmp(&b.module));
@@ -217,6 +231,7 @@ pub fn release(
     request: &ReleaseRequest,
     request_id: &str,
     free_after: time::OffsetDateTime,
+    cause: ReleaseCause,
 ) -> ReleaseAnswer {
     let mut project = journal.project(&request.project_id);
     let nothing = ReleaseAnswer { server: None, released: Vec::new(), placement_removed: false };
@@ -232,6 +247,7 @@ pub fn release(
     let server_handle = placement.server_handle.clone();
     let server_address = address(fleet, &server_handle);
     let operation = Operation::Released(Released {
+        cause,
         server_address: server_address.clone(),
         allocations: released.clone(),
         returned: placement_removed.then_some(placement.reserved),

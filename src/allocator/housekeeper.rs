@@ -11,7 +11,7 @@ use super::{
     inventory, line,
     replica::Replica,
 };
-use crate::store::{Store, StoreError, pools, ports};
+use crate::store::{Store, StoreError, leases, pools, ports};
 
 /// How often the log is told what nobody asked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
@@ -44,6 +44,7 @@ impl Housekeeper {
         let mut conn = self.store.acquire().await?;
         let pool = pools::find(&mut conn).await?;
         let rested = ports::has_rested(&mut conn, pool.now).await?;
+        let leases = leases::find(&mut conn, pool.now).await?;
         drop(conn);
         if rested {
             // Without the pool's row: a port whose rest is over is free whether its row is there or not.
@@ -56,6 +57,7 @@ impl Housekeeper {
             let replica = self.replica.read().await;
             let stale = |state| inventory::is_stale(state, &context);
             replica.is_behind(&pool)
+                || super::leases::is_due(&leases, pool.now)
                 || line::is_due(replica.fleet(), &context)
                 || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))
         };

@@ -26,6 +26,8 @@ pub struct Journal {
     entries: Vec<LogEntry>,
     /// Places in line that are gone without an operation.
     places: BTreeSet<ProjectId>,
+    /// Leases that were renewed without an operation.
+    renewed: BTreeSet<ProjectId>,
     committed: HashMap<ProjectId, Project>,
     projects: HashMap<ProjectId, Project>,
 }
@@ -35,7 +37,8 @@ impl Journal {
     #[must_use]
     pub fn new(now: OffsetDateTime, committed: HashMap<ProjectId, Project>) -> Self {
         let places = BTreeSet::new();
-        Self { now, entries: Vec::new(), places, projects: committed.clone(), committed }
+        let renewed = BTreeSet::new();
+        Self { now, entries: Vec::new(), places, renewed, projects: committed.clone(), committed }
     }
 
     /// A project as the operations so far leave it.
@@ -63,6 +66,11 @@ impl Journal {
             let project = found.get(id).cloned().unwrap_or_else(|| Project::unplaced(id.clone()));
             self.projects.insert(id.clone(), project);
         }
+    }
+
+    /// Takes up a placement whose lease alone changed.
+    pub fn note_renewal(&mut self, id: ProjectId) {
+        self.renewed.insert(id);
     }
 
     /// Takes up a place in line that changed without an operation.
@@ -142,7 +150,7 @@ impl Journal {
         let mut changes = Changes::default();
         // In one fixed order, as every set of rows is written (L46).
         let touched: BTreeSet<_> =
-            self.entries.iter().filter_map(|entry| entry.project_id.as_ref()).collect();
+            self.entries.iter().filter_map(|entry| entry.project_id.as_ref()).chain(&self.renewed).collect();
         let mut held = BTreeSet::new();
         for id in touched {
             let (before, after) = (self.committed.get(id), self.projects.get(id));

@@ -12,6 +12,7 @@ mod error;
 mod housekeeper;
 mod inventory;
 mod journal;
+mod leases;
 pub mod line;
 mod options;
 mod reader;

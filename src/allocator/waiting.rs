@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     domain::{
-        ProjectId, Reason, Refusal,
+        Project, ProjectId, Reason, Refusal,
         event::{LogEntry, Operation},
         line::{LeaveCause, WaitingRequest, timed_out},
         request::EnsureRequest,
@@ -97,7 +97,12 @@ impl Call<'_> {
         let mut left = self.wait;
         loop {
             let held = self.allocator.reader.find(self.request.project_id.clone()).await?;
-            if let Some(record) = held.filter(|record| self.request.is_satisfied_by(&record.project)) {
+            // What was served made its lease then.
+            let answers = |project: &Project| match outcome {
+                Outcome::Unchanged => self.request.is_satisfied_by(project),
+                Outcome::Created | Outcome::Extended => self.request.is_held_by(project),
+            };
+            if let Some(record) = held.filter(|record| answers(&record.project)) {
                 return Ok(EnsureAnswer { outcome, view: self.allocator.view(record) });
             }
             // From here on there may be a place to give up.

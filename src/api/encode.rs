@@ -7,7 +7,7 @@ use crate::{
     domain::{
         Allocation, Disposition, PortRange, ProjectId, Protocol, ResourceRequest, Resources, Server,
         ServerHandle, ServerStatus,
-        event::{Event, LogEntry, Relocated, Requested, ServerChange},
+        event::{Event, LogEntry, ReleaseCause, Relocated, Requested, ServerChange},
         fleet::ServerState,
         inventory,
         line::LeaveCause,
@@ -153,6 +153,7 @@ pub(super) fn project(view: &ProjectView) -> (Option<v1::Placement>, Vec<v1::All
         create_time: Some(timestamp(placement.create_time)),
         update_time: Some(timestamp(placement.update_time)),
         server_selector: placement.selector.clone(),
+        expire_time: placement.expire_time.map(timestamp),
     };
     (Some(placement), allocations)
 }
@@ -313,6 +314,7 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
             }
             .into(),
             allocation_count: ensured.allocation_count,
+            expire_time: ensured.expire_time.map(timestamp),
             waited: ensured.served.map(|served| duration(entry.event_time - served.since)),
         }),
         Event::Failed(refused) => v1::allocation_event::Detail::Failed(v1::Failed {
@@ -328,6 +330,11 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
                 .filter_map(|held| allocation_of(&released.server_address, held))
                 .collect(),
             placement_removed: released.returned.is_some(),
+            cause: match released.cause {
+                ReleaseCause::Requested => v1::released::Cause::Requested,
+                ReleaseCause::Expired => v1::released::Cause::Expired,
+            }
+            .into(),
         }),
         Event::Relocated(relocated) => {
             v1::allocation_event::Detail::Relocated(self::relocated(entry, relocated))
@@ -377,6 +384,7 @@ pub(super) fn leave_out_what_is_not_written(
         placement.etag = String::new();
         placement.create_time = None;
         placement.update_time = None;
+        placement.expire_time = None;
     }
     for allocation in allocations {
         allocation.id = String::new();

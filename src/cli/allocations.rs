@@ -9,6 +9,7 @@ use super::{
     error::CliError,
     output::{self, allocations_table},
     request::RequestArgs,
+    wait,
 };
 use crate::proto::v1::{
     Allocation, EnsureAllocationRequest, EnsureAllocationResponse, GetPlacementRequest, GetPlacementResponse,
@@ -34,6 +35,9 @@ pub struct EnsureArgs {
     /// Instead of a capacity refusal, wait this long in line for capacity, such as 5m
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     wait: Option<Duration>,
+    /// A lease: the placement ends by itself after this time, such as 2h, unless it is ensured again; 0s has it stay for good
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
     /// How to reach the service.
     #[command(flatten)]
     pub client: ClientArgs,
@@ -54,18 +58,21 @@ pub async fn ensure(args: EnsureArgs) -> Result<(), CliError> {
         modules: args.request.modules,
         server_handle: args.server,
         validate_only: args.dry_run,
-        wait_for_capacity: args.wait.map(duration).transpose()?,
+        wait_for_capacity: args.wait.map(|wait| duration(wait, "--wait")).transpose()?,
+        ttl: args.ttl.map(|ttl| duration(ttl, "--ttl")).transpose()?,
     };
-    let request = session.request_that_waits(request, args.wait.unwrap_or_default());
-    let answer = session.allocator().ensure_allocation(request).await?.into_inner();
+    let answer = match args.wait {
+        Some(wait) if !args.dry_run => wait::ensure(&session, request, wait).await?,
+        _ => session.allocator().ensure_allocation(session.request(request)).await?.into_inner(),
+    };
     warn_if_closed(answer.placement.as_ref());
     output::print(session.output, &answer, |answer| ensure_text(answer, args.dry_run))
 }
 
-fn duration(wait: Duration) -> Result<pbjson_types::Duration, CliError> {
-    let too_long = |_| CliError::Usage("--wait is too long".to_owned());
-    let seconds = i64::try_from(wait.as_secs()).map_err(too_long)?;
-    let nanos = i32::try_from(wait.subsec_nanos()).map_err(too_long)?;
+fn duration(of: Duration, flag: &str) -> Result<pbjson_types::Duration, CliError> {
+    let too_long = |_| CliError::Usage(format!("{flag} is too long"));
+    let seconds = i64::try_from(of.as_secs()).map_err(too_long)?;
+    let nanos = i32::try_from(of.subsec_nanos()).map_err(too_long)?;
     Ok(pbjson_types::Duration { seconds, nanos })
 }
 
@@ -79,12 +86,14 @@ fn ensure_text(answer: &EnsureAllocationResponse, dry_run: bool) -> String {
 /// A placement and its ports.
 pub fn placement_text(headline: &str, placement: Option<&Placement>, allocations: &[Allocation]) -> String {
     let placement = placement.cloned().unwrap_or_default();
+    let ends = placement.expire_time.as_ref().map(|end| format!("\nends: {}", output::timestamp(Some(end))));
     format!(
-        "{}: {headline}\nserver: {} at {}\nreserved: {}\n\n{}",
+        "{}: {headline}\nserver: {} at {}\nreserved: {}{}\n\n{}",
         placement.project_id,
         placement.server_handle,
         placement.server_address,
         output::resources(&placement.reserved.unwrap_or_default()),
+        ends.unwrap_or_default(),
         allocations_table(allocations),
     )
 }

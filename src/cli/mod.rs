@@ -26,6 +26,8 @@ mod servers_observe;
 mod servers_policy;
 mod servers_set;
 mod servers_sync;
+mod wait;
+mod waiting;
 mod watch;
 mod watch_text;
 
@@ -48,6 +50,7 @@ use self::{
     relocations::{PortInUseArgs, RelocateArgs},
     serve::ServeArgs,
     servers::ServersArgs,
+    waiting::WaitingArgs,
     watch::WatchArgs,
 };
 
@@ -85,6 +88,9 @@ enum Command {
     /// Report a module's port that something else uses on its host, and get another
     #[command(after_help = EXIT_CODES_HELP)]
     PortInUse(PortInUseArgs),
+    /// List those who stand in line for capacity
+    #[command(after_help = EXIT_CODES_HELP)]
+    Waiting(WaitingArgs),
     /// Follow the progress events, one line each
     #[command(after_help = EXIT_CODES_HELP)]
     Watch(WatchArgs),
@@ -156,6 +162,7 @@ impl Command {
             Self::Find(args) => Some(&mut args.client),
             Self::Relocate(args) => Some(&mut args.client),
             Self::PortInUse(args) => Some(&mut args.client),
+            Self::Waiting(args) => Some(&mut args.client),
             Self::Watch(args) => Some(&mut args.client),
             Self::Servers(args) => Some(&mut args.client),
             Self::Health(args) => Some(&mut args.client),
@@ -172,6 +179,7 @@ impl Command {
             Self::Find(args) => block_on(find::find(args)),
             Self::Relocate(args) => block_on(relocations::relocate(args)),
             Self::PortInUse(args) => block_on(relocations::port_in_use(args)),
+            Self::Waiting(args) => block_on(waiting::waiting(args)),
             Self::Watch(args) => block_on(watch::watch(args)),
             Self::Servers(args) => block_on(servers::servers(args)),
             Self::Health(args) => block_on(health::health(args)),

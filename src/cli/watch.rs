@@ -3,9 +3,9 @@
 //! A stream that breaks is resumed after the last token that was seen, so that no event is lost or shown twice. What the
 //! service refuses for the request's own sake, such as a forged token, ends the command.
 
-use std::{cmp, time::Duration};
+use std::{cmp, io, time::Duration};
 
-use clap::Args;
+use clap::{Args, ColorChoice};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
@@ -37,9 +37,20 @@ pub struct WatchArgs {
     /// Start after the point that an earlier answer's resume token names
     #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
     resume_token: String,
+    /// Whether lines are coloured; auto: on a terminal, unless `NO_COLOR` is set
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
+    color: ColorChoice,
     /// How to reach the service.
     #[command(flatten)]
     pub client: ClientArgs,
+}
+
+fn is_painted(choice: ColorChoice) -> bool {
+    match choice {
+        ColorChoice::Always => true,
+        ColorChoice::Never => false,
+        ColorChoice::Auto => anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never,
+    }
 }
 
 /// Prints events until the reader ends it.
@@ -58,6 +69,7 @@ pub async fn watch(args: WatchArgs) -> Result<(), CliError> {
         session,
         back_off: FIRST_BACK_OFF,
         opened: false,
+        painted: is_painted(args.color),
     };
     tokio::select! {
         result = watcher.run() => result,
@@ -77,6 +89,7 @@ struct Watcher {
     request: WatchAllocationsRequest,
     back_off: Duration,
     opened: bool,
+    painted: bool,
 }
 
 impl Watcher {
@@ -118,7 +131,7 @@ impl Watcher {
         let is_text = self.session.output == OutputFormat::Text;
         match &message.payload {
             Some(Payload::Event(event)) => {
-                output::print_line(self.session.output, message, |_| event_line(event))
+                output::print_line(self.session.output, message, |_| event_line(event, self.painted))
             }
             // A bookmark says nothing to a person; a program keeps its token.
             _ if is_text => Ok(()),

@@ -1,13 +1,15 @@
 //! An event as one line of text: when, its number, whose, what, and the details.
 
+use anstyle::{AnsiColor, Style};
+
 use super::output;
 use crate::proto::v1::{
     AllocationEvent, Completed, Failed, ModuleSpec, PortSetAside, Protocol, Released, Relocated, Requested,
-    ServerChanged, ServerSelected, Waiting, allocation_event::Detail,
+    Resources, ServerChanged, ServerSelected, Waiting, allocation_event::Detail, released::Cause,
 };
 
-/// The line of an event.
-pub fn event_line(event: &AllocationEvent) -> String {
+/// The line of an event, in colour where it is painted.
+pub fn event_line(event: &AllocationEvent, painted: bool) -> String {
     let subject = if event.project_id.is_empty() { "-" } else { &event.project_id };
     let (kind, detail) = match &event.detail {
         Some(Detail::Requested(requested)) => ("REQUESTED", requested_text(requested)),
@@ -33,14 +35,37 @@ pub fn event_line(event: &AllocationEvent) -> String {
         None => ("UNKNOWN", "an event of a newer service".to_owned()),
     };
     let time = output::timestamp(event.event_time.as_ref());
-    let line = format!("{time}  {:>6}  {subject}  {kind}  {detail}", event.sequence);
+    let when = format!("{time}  {:>6}", event.sequence);
     // One event stays one line, whatever a message holds.
-    line.replace(['\n', '\r'], " ")
+    let detail = detail.replace(['\n', '\r'], " ");
+    if painted {
+        let (dim, of_kind) = (Style::new().dimmed(), style(kind));
+        format!("{dim}{when}{dim:#}  {subject}  {of_kind}{kind}{of_kind:#}  {detail}")
+    } else {
+        format!("{when}  {subject}  {kind}  {detail}")
+    }
+}
+
+/// What went well is green, what did not red, what takes its time yellow.
+fn style(kind: &str) -> Style {
+    match kind {
+        "COMPLETED" => AnsiColor::Green.on_default().bold(),
+        "FAILED" => AnsiColor::Red.on_default().bold(),
+        "WAITING" | "LEFT_LINE" => AnsiColor::Yellow.on_default(),
+        "RELEASED" => AnsiColor::Magenta.on_default(),
+        "SERVER_CHANGED" => AnsiColor::Blue.on_default(),
+        _ => AnsiColor::Cyan.on_default(),
+    }
 }
 
 fn requested_text(requested: &Requested) -> String {
-    let mut parts: Vec<_> = requested.modules.iter().map(module_text).collect();
-    let resources = requested.resources.unwrap_or_default();
+    asked_text(&requested.modules, requested.resources)
+}
+
+/// What a request asks for.
+pub fn asked_text(modules: &[ModuleSpec], resources: Option<Resources>) -> String {
+    let mut parts: Vec<_> = modules.iter().map(module_text).collect();
+    let resources = resources.unwrap_or_default();
     parts.extend(resources.ram_mb.map(|amount| format!("{amount} MB RAM")));
     parts.extend(resources.disk_mb.map(|amount| format!("{amount} MB disk")));
     parts.extend(resources.cpu_millis.map(|amount| format!("{amount} CPU millis")));
@@ -75,9 +100,11 @@ fn selected_text(selected: &ServerSelected) -> String {
 fn completed_text(completed: Completed) -> String {
     let outcome = output::short_name(completed.outcome().as_str_name(), "ENSURE_OUTCOME_");
     let ports = output::count(completed.allocation_count as usize, "port");
+    let end = completed.expire_time.as_ref();
+    let end = end.map_or_else(String::new, |end| format!(", ends {}", output::timestamp(Some(end))));
     let waited =
         completed.waited.map_or_else(String::new, |waited| format!(" after {} s in line", waited.seconds));
-    format!("{outcome}{waited}, holds {ports}")
+    format!("{outcome}{waited}, holds {ports}{end}")
 }
 
 fn failed_text(failed: &Failed) -> String {
@@ -91,8 +118,12 @@ fn released_text(released: &Released) -> String {
         .iter()
         .map(|allocation| format!("{} {}", allocation.module, output::port(allocation)))
         .collect();
-    let place = if released.placement_removed { "; its place is given back" } else { "" };
-    format!("{}{place}", ports.join(", "))
+    let told = [
+        (!ports.is_empty()).then(|| ports.join(", ")),
+        released.placement_removed.then(|| "its place is given back".to_owned()),
+        (released.cause() == Cause::Expired).then(|| "its lease was over".to_owned()),
+    ];
+    told.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn relocated_text(relocated: &Relocated) -> String {
@@ -123,18 +154,19 @@ mod tests {
 
     use super::*;
     use crate::proto::v1::{
-        Allocation, Disposition, EnsureOutcome, PortAllocated, Resources, Server, ServerStatus,
-        server_changed::Change,
+        Allocation, Disposition, EnsureOutcome, LeftLine, PortAllocated, Resources, Server, ServerStatus,
+        left_line, server_changed::Change,
     };
 
     fn line(detail: Detail) -> String {
-        event_line(&AllocationEvent {
+        let event = AllocationEvent {
             sequence: 17,
             event_time: Some(Timestamp { seconds: 1_767_225_600, nanos: 0 }),
             project_id: "shop".to_owned(),
             detail: Some(detail),
             ..AllocationEvent::default()
-        })
+        };
+        event_line(&event, false)
     }
 
     #[test]
@@ -162,6 +194,25 @@ mod tests {
             line(Detail::Completed(completed)),
             @"2026-01-01T00:00:00Z      17  shop  COMPLETED  CREATED, holds 1 port"
         );
+        let second = |seconds| Some(Timestamp { seconds, nanos: 0 });
+        let completed = Completed {
+            expire_time: second(1_767_225_600),
+            waited: Some(pbjson_types::Duration { seconds: 90, nanos: 0 }),
+            ..completed
+        };
+        insta::assert_snapshot!(line(Detail::Completed(completed)), @"2026-01-01T00:00:00Z      17  shop  COMPLETED  CREATED after 90 s in line, holds 1 port, ends 2026-01-01T00:00:00Z");
+        let waiting = Waiting {
+            reason: "INSUFFICIENT_CAPACITY".to_owned(),
+            place: 3,
+            join_time: second(0),
+            deadline: second(1_767_225_600),
+        };
+        insta::assert_snapshot!(line(Detail::Waiting(waiting)), @"2026-01-01T00:00:00Z      17  shop  WAITING  place 3 in line until 2026-01-01T00:00:00Z, INSUFFICIENT_CAPACITY");
+        let left = LeftLine { cause: left_line::Cause::Cancelled.into() };
+        insta::assert_snapshot!(line(Detail::LeftLine(left)), @"2026-01-01T00:00:00Z      17  shop  LEFT_LINE  CANCELLED");
+        let released =
+            Released { placement_removed: true, cause: Cause::Expired.into(), ..Released::default() };
+        insta::assert_snapshot!(line(Detail::Released(released)), @"2026-01-01T00:00:00Z      17  shop  RELEASED  its place is given back; its lease was over");
         let failed = Failed {
             code: 9,
             reason: "NO_SERVERS".to_owned(),
@@ -192,7 +243,7 @@ mod tests {
             ..AllocationEvent::default()
         };
         insta::assert_snapshot!(
-            event_line(&event),
+            event_line(&event, false),
             @"       1  -  SERVER_CHANGED  web-1 REGISTERED+CAPACITY: READY, 0 MB RAM, 0 MB disk, 0 CPU millis"
         );
     }

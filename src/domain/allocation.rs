@@ -25,6 +25,8 @@ pub struct Placement {
     pub create_time: OffsetDateTime,
     /// When a module or capacity was last added or taken.
     pub update_time: OffsetDateTime,
+    /// When it ends by itself, unless the project is ensured again; none for one that is to stay.
+    pub expire_time: Option<OffsetDateTime>,
 }
 
 /// One port of one module.

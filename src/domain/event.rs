@@ -1,14 +1,17 @@
 //! The log: one [`Operation`] for each thing that was committed, which expands to the events that watchers see. The expansion
 //! is a function of the operation alone, so that every replica numbers the same events alike.
 
+mod expand;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+pub use self::expand::Event;
 use super::{
     Allocation, Disposition, Port, ProjectId, Reason, ResourceRequest, Resources, Server, ServerHandle,
-    line::{LeaveCause, LeftLine, Waiting},
+    line::{LeftLine, Waiting},
     policy::FleetPolicy,
     request::{EnsureRequest, ModuleRequest, Strategy},
 };
@@ -123,6 +126,13 @@ pub struct Ensured {
     pub allocations: Vec<Allocation>,
     /// How many ports the project holds now.
     pub allocation_count: u32,
+    /// When the placement ends by itself.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "time::serde::timestamp::microseconds::option"
+    )]
+    pub expire_time: Option<OffsetDateTime>,
     /// The place that it had in line; none where it stood in none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub served: Option<Served>,
@@ -167,9 +177,30 @@ pub struct Refused {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// Why ports were given back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReleaseCause {
+    /// They were released.
+    #[default]
+    Requested,
+    /// The lease was over.
+    Expired,
+}
+
+impl ReleaseCause {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+    fn is_requested(&self) -> bool {
+        *self == Self::Requested
+    }
+}
+
 /// A project gave back ports.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Released {
+    /// Why.
+    #[serde(default, skip_serializing_if = "ReleaseCause::is_requested")]
+    pub cause: ReleaseCause,
     /// The server's address.
     pub server_address: String,
     /// The ports that were given back.
@@ -280,104 +311,6 @@ impl ServerChanged {
             .collect();
         (!changes.is_empty()).then(|| Self { changes, server: after.clone() })
     }
-}
-
-/// An event, as watchers see it; a view into the operation that it is of.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Event<'a> {
-    /// An ensure was asked for.
-    Requested(&'a Requested),
-    /// A server was chosen.
-    ServerSelected(&'a Ensured, Selected),
-    /// A module was given its port.
-    PortAllocated {
-        /// The server's address.
-        server_address: &'a str,
-        /// The port.
-        allocation: &'a Allocation,
-    },
-    /// The ensure was committed.
-    Completed(&'a Ensured),
-    /// The ensure was refused.
-    Failed(&'a Refused),
-    /// Ports were given back.
-    Released(&'a Released),
-    /// The project was moved.
-    Relocated(&'a Relocated),
-    /// A port was set aside.
-    PortSetAside(&'a PortReplaced),
-    /// The inventory changed.
-    ServerChanged(&'a ServerChanged),
-    /// The project stands in line.
-    Waiting(&'a Waiting),
-    /// The project left the line.
-    LeftLine(&'a LeftLine),
-    /// The fleet's policy changed.
-    PolicyChanged(&'a PolicyChanged),
-}
-
-impl Operation {
-    /// The events, in order.
-    #[must_use]
-    pub fn events(&self) -> Vec<Event<'_>> {
-        match self {
-            Self::Ensured(ensured) => {
-                // Of one that stood in line it was told when it joined.
-                let requested = ensured.served.is_none().then_some(&ensured.requested);
-                let mut events: Vec<_> = requested.map(Event::Requested).into_iter().collect();
-                events.extend(ensured.selected.map(|selected| Event::ServerSelected(ensured, selected)));
-                events.extend(given(&ensured.server_address, &ensured.allocations));
-                events.push(Event::Completed(ensured));
-                events
-            }
-            Self::Refused(refused) => vec![Event::Requested(&refused.requested), Event::Failed(refused)],
-            Self::Released(released) => vec![Event::Released(released)],
-            Self::Relocated(relocated) => {
-                let mut events = vec![Event::Relocated(relocated)];
-                events.extend(given(&relocated.server_address, &relocated.allocations));
-                events
-            }
-            Self::PortReplaced(replaced) => vec![
-                Event::PortSetAside(replaced),
-                Event::PortAllocated {
-                    server_address: &replaced.server_address,
-                    allocation: &replaced.allocation,
-                },
-            ],
-            Self::ServerChanged(changed) => vec![Event::ServerChanged(changed)],
-            Self::Waiting(waiting) => {
-                let requested = waiting.arrival.is_none().then_some(&waiting.request.requested);
-                let mut events: Vec<_> = requested.map(Event::Requested).into_iter().collect();
-                events.push(Event::Waiting(waiting));
-                events
-            }
-            Self::LeftLine(LeftLine { cause: LeaveCause::Refused(refused), .. }) => {
-                vec![Event::Failed(refused)]
-            }
-            Self::LeftLine(left) => vec![Event::LeftLine(left)],
-            Self::PolicyChanged(changed) => vec![Event::PolicyChanged(changed)],
-        }
-    }
-
-    /// How many events there are: the width of the operation's span of numbers.
-    #[must_use]
-    pub fn event_count(&self) -> i64 {
-        let count = |allocations: &[Allocation]| i64::try_from(allocations.len()).unwrap_or(i64::MAX);
-        match self {
-            Self::Ensured(ensured) => {
-                let requested = i64::from(ensured.served.is_none());
-                1 + requested + i64::from(ensured.selected.is_some()) + count(&ensured.allocations)
-            }
-            Self::Waiting(waiting) => 1 + i64::from(waiting.arrival.is_none()),
-            Self::Relocated(relocated) => 1 + count(&relocated.allocations),
-            Self::Refused(_) | Self::PortReplaced(_) => 2,
-            Self::Released(_) | Self::ServerChanged(_) | Self::LeftLine(_) | Self::PolicyChanged(_) => 1,
-        }
-    }
-}
-
-fn given<'a>(server_address: &'a str, allocations: &'a [Allocation]) -> impl Iterator<Item = Event<'a>> {
-    allocations.iter().map(move |allocation| Event::PortAllocated { server_address, allocation })
 }
 
 #[cfg(test)]

@@ -213,6 +213,8 @@ fn new_placement(server_handle: &ServerHandle, requested: &Requested, now: Offse
         revision: 0,
         create_time: now,
         update_time: now,
+        // Renewals are not told in the log.
+        expire_time: None,
     }
 }
 
@@ -227,6 +229,7 @@ fn request(id: &ProjectId, requested: &Requested, selected: Option<&Selected>) -
         start_port: requested.start_port.unwrap_or(DEFAULT_START_PORT),
         // Where none is told nothing was chosen, and a refusal does not depend on it.
         strategy: selected.map_or(Strategy::Spread, |selected| selected.strategy),
+        ttl: None,
     }
 }
 

@@ -1,8 +1,9 @@
 //! What callers ask for, checked field by field before it comes here.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 use super::{ModuleName, Port, Project, ProjectId, Protocol, ResourceRequest, Resources, ServerHandle};
 
@@ -49,6 +50,8 @@ pub struct EnsureRequest {
     pub start_port: Port,
     /// Which of the servers that fit is chosen.
     pub strategy: Strategy,
+    /// After what time the placement ends by itself; none: as it stands. Zero: never.
+    pub ttl: Option<Duration>,
 }
 
 impl EnsureRequest {
@@ -56,6 +59,23 @@ impl EnsureRequest {
     /// by what is committed: `project` is read from the database (L6).
     #[must_use]
     pub fn is_satisfied_by(&self, project: &Project) -> bool {
+        let stands = project.placement.as_ref().and_then(|placement| placement.expire_time);
+        let renews = match self.ttl {
+            None => false,
+            Some(ttl) => !ttl.is_zero() || stands.is_some(),
+        };
+        !renews && self.is_held_by(project)
+    }
+
+    /// When the placement ends by itself that this request makes or renews now, where it would otherwise end at `stands`.
+    #[must_use]
+    pub fn expire_time(&self, stands: Option<OffsetDateTime>, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        self.ttl.map_or(stands, |ttl| (!ttl.is_zero()).then(|| now + ttl))
+    }
+
+    /// Whether the project has the server, the capacity and the ports that are asked for.
+    #[must_use]
+    pub fn is_held_by(&self, project: &Project) -> bool {
         let Some(placement) = &project.placement else { return false };
         let pinned_here = self.server_handle.as_ref().is_none_or(|pin| *pin == placement.server_handle);
         let reserved = self.resources.or(placement.reserved).short_of(placement.reserved).is_zero();

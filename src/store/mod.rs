@@ -6,6 +6,7 @@
 pub mod allocations;
 pub mod error;
 pub mod events;
+pub mod leases;
 pub mod placements;
 pub mod pools;
 pub mod ports;

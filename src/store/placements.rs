@@ -52,6 +52,7 @@ struct Row {
     revision: i64,
     create_time: OffsetDateTime,
     update_time: OffsetDateTime,
+    expire_time: Option<OffsetDateTime>,
     ids: Vec<Uuid>,
     modules: Vec<String>,
     protocols: Vec<String>,
@@ -73,8 +74,8 @@ pub async fn list_projects(
         r#"
         SELECT p.project_id, p.server_handle, p.reserved_cpu_millis, p.reserved_ram_mb, p.reserved_disk_mb,
                p.server_selector AS "server_selector: Json<BTreeMap<String, String>>", p.start_port, p.revision,
-               p.create_time, p.update_time, held.ids AS "ids!", held.modules AS "modules!", held.protocols AS "protocols!",
-               held.ports AS "ports!", held.pinned AS "pinned!", held.times AS "times!",
+               p.create_time, p.update_time, p.expire_time, held.ids AS "ids!", held.modules AS "modules!",
+               held.protocols AS "protocols!", held.ports AS "ports!", held.pinned AS "pinned!", held.times AS "times!",
                s.address AS server_address, s.managed AS server_managed, s.status::text AS "server_status!",
                CASE WHEN s.observed_by_host THEN s.observe_time END AS server_report_time, pool.last_sequence, clock_timestamp() AS "now!"
         FROM unnest($1::text[]) AS asked (project_id)
@@ -180,6 +181,7 @@ impl TryFrom<Row> for ProjectRecord {
             revision: row.revision,
             create_time: row.create_time,
             update_time: row.update_time,
+            expire_time: row.expire_time,
         };
         let id = ProjectId::parse(&row.project_id).map_err(|error| broken(format!("project_id: {error}")))?;
         Ok(Self {
@@ -208,6 +210,7 @@ pub struct PlacementColumns {
     revision: Vec<i64>,
     create_time: Vec<OffsetDateTime>,
     update_time: Vec<OffsetDateTime>,
+    expire_time: Vec<Option<OffsetDateTime>>,
 }
 
 impl PlacementColumns {
@@ -226,6 +229,7 @@ impl PlacementColumns {
         self.revision.push(placement.revision);
         self.create_time.push(placement.create_time);
         self.update_time.push(placement.update_time);
+        self.expire_time.push(placement.expire_time);
     }
 
     /// How many there are.
@@ -249,12 +253,12 @@ pub async fn insert(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<
     sqlx::query!(
         r#"
         INSERT INTO placements (project_id, server_handle, reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb,
-            server_selector, start_port, revision, create_time, update_time)
+            server_selector, start_port, revision, create_time, update_time, expire_time)
         SELECT n.project_id, n.server_handle, n.cpu_millis, n.ram_mb, n.disk_mb, n.server_selector::jsonb, n.start_port,
-               n.revision, n.create_time, n.update_time
+               n.revision, n.create_time, n.update_time, n.expire_time
         FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::integer[], $8::bigint[],
-            $9::timestamptz[], $10::timestamptz[]) AS n (project_id, server_handle, cpu_millis, ram_mb, disk_mb,
-            server_selector, start_port, revision, create_time, update_time)
+            $9::timestamptz[], $10::timestamptz[], $11::timestamptz[]) AS n (project_id, server_handle, cpu_millis, ram_mb,
+            disk_mb, server_selector, start_port, revision, create_time, update_time, expire_time)
         "#,
         &rows.project_id,
         &rows.server_handle,
@@ -265,7 +269,8 @@ pub async fn insert(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<
         &rows.start_port as &[Option<i32>],
         &rows.revision,
         &rows.create_time,
-        &rows.update_time
+        &rows.update_time,
+        &rows.expire_time as &[Option<OffsetDateTime>]
     )
     .execute(conn)
     .await?;
@@ -280,9 +285,11 @@ pub async fn update(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<
     let updated = sqlx::query!(
         r#"
         UPDATE placements p SET server_handle = n.server_handle, reserved_cpu_millis = n.cpu_millis, reserved_ram_mb = n.ram_mb,
-            reserved_disk_mb = n.disk_mb, revision = n.revision, create_time = n.create_time, update_time = n.update_time
+            reserved_disk_mb = n.disk_mb, revision = n.revision, create_time = n.create_time, update_time = n.update_time,
+            expire_time = n.expire_time
         FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::timestamptz[],
-            $8::timestamptz[]) AS n (project_id, server_handle, cpu_millis, ram_mb, disk_mb, revision, create_time, update_time)
+            $8::timestamptz[], $9::timestamptz[])
+            AS n (project_id, server_handle, cpu_millis, ram_mb, disk_mb, revision, create_time, update_time, expire_time)
         WHERE p.project_id = n.project_id
         "#,
         &rows.project_id,
@@ -292,7 +299,8 @@ pub async fn update(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<
         &rows.disk_mb,
         &rows.revision,
         &rows.create_time,
-        &rows.update_time
+        &rows.update_time,
+        &rows.expire_time as &[Option<OffsetDateTime>]
     )
     .execute(conn)
     .await?

@@ -388,11 +388,24 @@ async fn a_malformed_ensure_is_refused_field_by_field() {
             ],
             |q, wait| q.wait_for_capacity = Some(wait),
         )
+        .each(
+            "ttl",
+            [
+                duration(-1, 0),
+                duration(0, 1),
+                duration(4, 999_999_999),
+                duration(5, -1),
+                duration(366 * 24 * 3600, 1),
+                duration(i64::MAX, 0),
+            ],
+            |q, ttl| q.ttl = Some(ttl),
+        )
         // The same whether it is meant or just asked.
         .bad(&["project_id"], |q| (q.project_id, q.validate_only) = (String::new(), true))
         .bad(
             &[
                 "wait_for_capacity",
+                "ttl",
                 "project_id",
                 "modules[0].name",
                 "modules[1].port",
@@ -420,6 +433,7 @@ async fn a_malformed_ensure_is_refused_field_by_field() {
                     strategy: 99,
                     validate_only: false,
                     wait_for_capacity: Some(duration(-1, 0)),
+                    ttl: Some(duration(4, 999_999_999)),
                 };
             },
         )
@@ -1022,14 +1036,16 @@ fn value_of(last: i32) -> BoxedStrategy<i32> {
 fn ensures() -> BoxedStrategy<v1::EnsureAllocationRequest> {
     let modules = (text(), option::of(port()), value_of(2))
         .prop_map(|(name, port, protocol)| v1::ModuleSpec { name, port, protocol });
-    let wait = option::weighted(0.05, (any::<i64>(), any::<i32>()))
-        .prop_map(|wait| wait.map(|(seconds, nanos)| pbjson_types::Duration { seconds, nanos }));
+    let wait = || {
+        option::weighted(0.05, (any::<i64>(), any::<i32>()))
+            .prop_map(|wait| wait.map(|(seconds, nanos)| pbjson_types::Duration { seconds, nanos }))
+    };
     (
         (text(), vec(modules, 0..4), amounts(), option::weighted(0.2, text())),
-        (some_labels(), option::of(port()), value_of(2), any::<bool>(), wait),
+        (some_labels(), option::of(port()), value_of(2), any::<bool>(), wait(), wait()),
     )
         .prop_map(|((project_id, modules, resources, server_handle), rest)| {
-            let (server_selector, start_port, strategy, validate_only, wait_for_capacity) = rest;
+            let (server_selector, start_port, strategy, validate_only, wait_for_capacity, ttl) = rest;
             v1::EnsureAllocationRequest {
                 project_id,
                 modules,
@@ -1040,6 +1056,7 @@ fn ensures() -> BoxedStrategy<v1::EnsureAllocationRequest> {
                 strategy,
                 validate_only,
                 wait_for_capacity,
+                ttl,
             }
         })
         .boxed()

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::{
     TestDatabase, TestService,
-    process::{Ended, PATIENCE, Process, ProcessOptions, binary, folder, run},
+    process::{Ended, PATIENCE, Process, ProcessOptions, binary, folder, run, signal},
     server,
 };
 
@@ -511,7 +511,7 @@ async fn a_watch_prints_a_line_an_event() {
     assert!(watching.line().ends_with("shop  RELEASED  backend 8000/TCP; its place is given back"));
     // Ctrl-C is the way out, and says how to go on.
     let mut process = watching.process;
-    crate::support::process::signal(process.pid(), Signal::INT);
+    signal(process.pid(), Signal::INT);
     assert_eq!(process.wait().code(), Some(0));
     let token = process.said.text();
     let token = token.split_whitespace().skip_while(|word| *word != "--resume-token").nth(1).unwrap();
@@ -572,7 +572,7 @@ async fn a_ready_service_told_where_it_listens_on_standard_error_alone() {
         let mut process = Ended::start(command);
         let address = process.said.wait_for("listening on ");
         assert!(address.starts_with("127.0.0.1:") && !address.ends_with(":0"), "{address}");
-        crate::support::process::signal(process.pid(), Signal::TERM);
+        signal(process.pid(), Signal::TERM);
         assert_eq!(process.wait().code(), Some(0));
         let mut stdout = String::new();
         process.child().stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
@@ -603,4 +603,104 @@ async fn the_service_takes_an_inventory_at_its_start() {
             .await
             .unwrap();
     assert_eq!(changes, 4, "a second start with the same file changes nothing");
+}
+
+/// A server that is full, and a command that waits for room on it.
+fn waiting_command(shell: &Shell, project: &str, wait: &str) -> Ended {
+    let mut command = binary();
+    command.args(["--endpoint", &shell.endpoint, "ensure", project, "--ram-mb", "8192", "--wait", wait]);
+    command.stdout(Stdio::piped());
+    Ended::start(command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ensure_that_waits_says_where_it_stands_and_then_where_it_is_placed() {
+    let shell = Shell::with_server().await;
+    shell.call("ensure holder --ram-mb 8192").assert_code(0);
+    let first = waiting_command(&shell, "first", "10m");
+    first.said.wait_for("waiting: place 1 in line, INSUFFICIENT_CAPACITY, ");
+    let mut second = waiting_command(&shell, "second", "10m");
+    second.said.wait_for("waiting: place 2 in line, INSUFFICIENT_CAPACITY, ");
+
+    let listed = shell.call("waiting").assert_code(0);
+    let rows = listed.rows();
+    assert_eq!((rows[0][0], rows[0][1], rows[0][2]), ("1", "first", "INSUFFICIENT_CAPACITY"), "{listed:?}");
+    assert_eq!((rows[1][0], rows[1][1]), ("2", "second"), "{listed:?}");
+    assert!(listed.stdout.contains("8192 MB RAM"), "{listed:?}");
+    let json = shell.call("waiting --project second -o json").assert_code(0).json();
+    assert_eq!(
+        (&json["waiters"][0]["place"], json["waiters"].as_array().unwrap().len()),
+        (&Value::from(2), 1)
+    );
+
+    // Ctrl-C leaves the line.
+    signal(first.pid(), Signal::INT);
+    first.said.wait_for("note: left the line");
+    let mut first = first;
+    assert_eq!(first.wait().code(), Some(1));
+    second.said.wait_for("waiting: place 1 in line");
+    shell.call("release holder").assert_code(0);
+    assert_eq!(second.wait().code(), Some(0));
+    let mut printed = String::new();
+    second.child().stdout.take().unwrap().read_to_string(&mut printed).unwrap();
+    assert!(printed.starts_with("second: CREATED\nserver: web-1 at "), "{printed}");
+    assert!(shell.call("waiting").assert_code(0).stdout.contains("nobody stands in line"));
+    let done = shell.call("ensure third --ram-mb 8192 --wait 1s").assert_code(3);
+    assert!(done.stderr.contains("WAIT_TIMED_OUT"), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_outlives_its_service_in_the_same_place() {
+    let data_dir = folder();
+    let mut service = Process::start_in(data_dir.path());
+    let address = service.address.clone();
+    let endpoint = service.endpoint();
+    let ok = |arguments: &[&str]| {
+        let all = [&["--endpoint", &endpoint], arguments].concat();
+        Done::from(run(&all)).assert_code(0)
+    };
+    ok(&["servers", "register", "web-1", "--address", "192.0.2.1", "--ram-mb", "1024", "--disk-mb", "4096"]);
+    ok(&["ensure", "holder", "--ram-mb", "1024"]);
+    let mut command = binary();
+    command.args(["--endpoint", &endpoint, "ensure", "first", "--ram-mb", "1024", "--wait", "10m"]);
+    command.stdout(Stdio::piped());
+    let mut first = Ended::start(command);
+    first.said.wait_for("waiting: place 1 in line");
+    service.kill();
+    first.said.wait_for("going on in the same place");
+    let _service = Process::start_in_at(data_dir.path(), &address);
+    ok(&["release", "holder"]);
+    assert_eq!(first.wait().code(), Some(0), "{}", first.said.text());
+    assert!(ok(&["get", "first"]).stdout.contains("web-1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_asked_for_and_told() {
+    let shell = Shell::with_server().await;
+    let leased = shell.call("ensure preview --ttl 2h").assert_code(0);
+    assert!(leased.stdout.contains("\nends: 20"), "{leased:?}");
+    assert!(shell.call("get preview").assert_code(0).stdout.contains("\nends: 20"));
+    let kept = shell.call("ensure preview --ttl 0s").assert_code(0);
+    assert!(!kept.stdout.contains("ends: "), "{kept:?}");
+    shell.call("ensure preview --ttl 1s").assert_code(4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_is_coloured_where_it_is_asked_to_be_and_not_for_a_pipe() {
+    let shell = Shell::with_server().await;
+    shell.call("ensure shop").assert_code(0);
+    for (color, green) in [("always", true), ("never", false), ("auto", false)] {
+        let mut command = binary();
+        command.args(["--endpoint", &shell.endpoint, "watch", "--from-beginning", "--color", color]);
+        command.stdout(Stdio::piped());
+        let mut watch = Ended::start(command);
+        let lines = BufReader::new(watch.child().stdout.take().unwrap()).lines();
+        let completed = lines.map(Result::unwrap).find(|line| line.contains("COMPLETED")).unwrap();
+        assert_eq!(
+            completed.contains("\u{1b}[1m\u{1b}[32mCOMPLETED\u{1b}[0m"),
+            green,
+            "{color}: {completed:?}"
+        );
+        assert_eq!(completed.contains('\u{1b}'), green, "{color}: {completed:?}");
+    }
 }

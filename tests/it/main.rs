@@ -13,6 +13,7 @@ mod hand_edits;
 mod health;
 mod http;
 mod inventory;
+mod leases;
 mod list;
 mod migrations;
 // An exporter on another system tells other metrics.

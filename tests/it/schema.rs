@@ -63,6 +63,7 @@ const CASES: &[Case] = &[
     case("pools_pkey", "INSERT INTO pools (pool_id, name, token_key) SELECT 1, 'other', token_key FROM pools"),
     case("pools_name_unique", "INSERT INTO pools (pool_id, name, token_key) SELECT 2, name, token_key FROM pools"),
     case("pools_token_key_length", "UPDATE pools SET token_key = '\\x00'"),
+    case("pools_leases_served_time_valid", "UPDATE pools SET leases_served_time = 'infinity'"),
     case("pools_compacted_before_last", "UPDATE pools SET compacted_sequence = last_sequence + 1"),
     case("pools_sequence_monotonic", "UPDATE pools SET last_sequence = last_sequence - 1"),
     case("pools_sequence_monotonic", "UPDATE pools SET compacted_sequence = 0"),
@@ -180,6 +181,8 @@ const CASES: &[Case] = &[
     told("placements_sum_updated", "port_allocations_on_placed_server", "UPDATE placements SET project_id = 'renamed' WHERE project_id = 'p'"),
     told("placements_sum_deleted", "port_allocations_placement_exists", "DELETE FROM placements WHERE project_id = 'p'"),
     told("placements_sum_deleted", "port_allocations_placement_exists", "DELETE FROM placements"),
+
+    case("placements_expire_time_valid", "UPDATE placements SET expire_time = 'infinity'"),
 
     // port_allocations: no port is given twice, and none to a project that is not placed there.
     case("port_allocations_pkey", "INSERT INTO placements VALUES ('new', 'a', 0, 0, 0, 1); INSERT INTO port_allocations VALUES (gen_random_uuid(), 'a', 'tcp', 8000, 'new', 'm')"),

@@ -29,6 +29,19 @@ fn start_port(fields: &mut Fields, start: Option<u32>) -> Port {
 
 /// The longest that a call may wait in line.
 const MAX_WAIT: Duration = Duration::from_hours(24);
+/// The shortest and the longest lease.
+const MIN_TTL: Duration = Duration::from_secs(5);
+const MAX_TTL: Duration = Duration::from_hours(366 * 24);
+
+/// How long a lease is; zero for none.
+fn ttl(fields: &mut Fields, value: Option<pbjson_types::Duration>) -> Option<Duration> {
+    let ttl = duration(fields, "ttl", value, MAX_TTL)?;
+    if !ttl.is_zero() && ttl < MIN_TTL {
+        fields.refuse("ttl", format!("must be at least {} seconds, or 0", MIN_TTL.as_secs()));
+        return None;
+    }
+    Some(ttl)
+}
 
 /// A duration of at most `most`.
 fn duration(
@@ -56,6 +69,7 @@ pub fn ensure(
     let mut fields = Fields::default();
     let wait = duration(&mut fields, "wait_for_capacity", request.wait_for_capacity, MAX_WAIT);
     let wait = wait.filter(|wait| !wait.is_zero());
+    let ttl = ttl(&mut fields, request.ttl);
     let id = project_id(&mut fields, "project_id", &request.project_id);
     let modules = modules(&mut fields, request.modules);
     let resources = resources(&mut fields, "resources", request.resources);
@@ -71,6 +85,7 @@ pub fn ensure(
         selector,
         start_port,
         strategy,
+        ttl,
     });
     fields.finish(request.map(|request| (request, wait)))
 }

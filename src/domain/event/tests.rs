@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::domain::{
     Protocol, ServerStatus,
+    line::{LeaveCause, WaitingRequest},
     testing::{
         Ledger, NOW, a_module, a_server, an_ensure, handle, ledger::Committed, module, port, ram, range,
     },
@@ -39,8 +40,30 @@ fn ensured(selected: bool, ports: u32) -> Ensured {
         grown: ram(512),
         allocations: (0..ports).map(|n| allocation(&format!("m{n}"), 8000 + n)).collect(),
         allocation_count: ports + 1,
+        expire_time: None,
         served: None,
     }
+}
+
+fn served(selected: bool) -> Ensured {
+    let served = Some(Served { arrival: 7, since: NOW });
+    Ensured { served, expire_time: Some(NOW + Duration::seconds(60)), ..ensured(selected, 1) }
+}
+
+fn waiting(arrival: Option<i64>) -> Waiting {
+    Waiting {
+        request: WaitingRequest { requested: requested(), strategy: Strategy::Binpack, ttl_ms: Some(60_000) },
+        reason: Reason::InsufficientCapacity,
+        place: 3,
+        caller: Uuid::from_u128(1),
+        arrival,
+        since: NOW,
+        deadline: NOW + Duration::seconds(600),
+    }
+}
+
+fn left(cause: LeaveCause) -> LeftLine {
+    LeftLine { arrival: 7, caller: Uuid::from_u128(1), cause }
 }
 
 fn refused() -> Refused {
@@ -56,6 +79,7 @@ fn refused() -> Refused {
 
 fn released(returned: Option<Resources>) -> Released {
     Released {
+        cause: ReleaseCause::Requested,
         server_address: "10.0.0.1".to_owned(),
         allocations: vec![allocation("api", 8000)],
         returned,
@@ -110,6 +134,10 @@ fn operations() -> Vec<Operation> {
         .into_iter()
         .map(|(selected, ports)| Operation::Ensured(ensured(selected, ports)))
         .collect();
+    operations.extend([true, false].map(|selected| Operation::Ensured(served(selected))));
+    operations.extend([None, Some(7)].map(|arrival| Operation::Waiting(Box::new(waiting(arrival)))));
+    let causes = [LeaveCause::Cancelled, LeaveCause::Satisfied, LeaveCause::Refused(Box::new(refused()))];
+    operations.extend(causes.map(|cause| Operation::LeftLine(left(cause))));
     operations.push(Operation::Refused(refused()));
     operations.push(Operation::Released(released(None)));
     operations.push(Operation::Released(released(Some(ram(512)))));
@@ -316,6 +344,19 @@ fn the_stored_form_of_an_ensured_is_as_it_was() {
           "allocation_count": 2
         }
         "#);
+}
+
+#[test]
+fn the_stored_form_of_the_line_is_as_it_was() {
+    insta::assert_snapshot!(serde_json::to_string(&waiting(Some(7))).unwrap(), @r#"{"request":{"requested":{"modules":[{"name":"api","port":8080,"protocol":"udp"},{"name":"web"}],"resources":{"ram_mb":0}},"strategy":"binpack","ttl_ms":60000},"reason":"INSUFFICIENT_CAPACITY","place":3,"caller":"00000000-0000-0000-0000-000000000001","arrival":7,"since":1772625600000000,"deadline":1772626200000000}"#);
+    insta::assert_snapshot!(serde_json::to_string(&left(LeaveCause::Cancelled)).unwrap(), @r#"{"arrival":7,"caller":"00000000-0000-0000-0000-000000000001","cause":"cancelled"}"#);
+    let refused = left(LeaveCause::Refused(Box::new(refused())));
+    insta::assert_snapshot!(serde_json::to_string(&refused).unwrap(), @r#"{"arrival":7,"caller":"00000000-0000-0000-0000-000000000001","cause":{"refused":{"requested":{"modules":[{"name":"api","port":8080,"protocol":"udp"},{"name":"web"}],"resources":{"ram_mb":0}},"reason":"INSUFFICIENT_CAPACITY","disposition":"WAIT","message":"no room","metadata":{"asked.ram_mb":"0"}}}}"#);
+    let Ensured { served, expire_time, .. } = served(true);
+    insta::assert_snapshot!(serde_json::to_string(&served).unwrap(), @r#"{"arrival":7,"since":1772625600000000}"#);
+    assert_eq!(expire_time.unwrap().unix_timestamp(), NOW.unix_timestamp() + 60);
+    let expired = Released { cause: ReleaseCause::Expired, ..released(None) };
+    assert!(serde_json::to_string(&expired).unwrap().starts_with(r#"{"cause":"expired","#));
 }
 
 #[test]

@@ -36,13 +36,17 @@ pub struct WaitingRequest {
     pub requested: Requested,
     /// Which of the servers that fit is chosen.
     pub strategy: Strategy,
+    /// After what time the placement ends by itself, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_ms: Option<u64>,
 }
 
 impl WaitingRequest {
     /// What a request asks for.
     #[must_use]
     pub fn of(request: &EnsureRequest) -> Self {
-        Self { requested: Requested::of(request), strategy: request.strategy }
+        let ttl_ms = request.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+        Self { requested: Requested::of(request), strategy: request.strategy, ttl_ms }
     }
 
     /// The request again.
@@ -56,6 +60,7 @@ impl WaitingRequest {
             selector: self.requested.selector.clone(),
             start_port: self.requested.start_port.unwrap_or(DEFAULT_START_PORT),
             strategy: self.strategy,
+            ttl: self.ttl_ms.map(std::time::Duration::from_millis),
         }
     }
 }

@@ -78,7 +78,7 @@ pub fn decide(
     request: &EnsureRequest,
     context: &Context,
 ) -> Result<Decision, Refusal> {
-    if request.is_satisfied_by(project) {
+    if request.is_held_by(project) {
         return Ok(Decision::Unchanged);
     }
     if let Some(pin) = &request.server_handle

@@ -10,8 +10,8 @@ use crate::domain::{
     Allocation, Fleet, ModuleName, Placement, Project, ProjectId, Refusal, ResourceRequest, Resources,
     Server, ServerHandle,
     event::{
-        Ensured, LogEntry, Operation, PolicyChanged, PortReplaced, Refused, Released, Relocated, Requested,
-        Served, ServerChange, ServerChanged,
+        Ensured, LogEntry, Operation, PolicyChanged, PortReplaced, Refused, ReleaseCause, Released,
+        Relocated, Requested, Served, ServerChange, ServerChanged,
     },
     inventory::check_removable,
     line::decide_in_line,
@@ -164,6 +164,7 @@ impl Ledger {
             revision: 0,
             create_time: now,
             update_time: now,
+            expire_time: None,
         });
         placement.reserved += grown;
         let ports = decision.as_ref().map(Decision::ports).unwrap_or_default();
@@ -178,6 +179,7 @@ impl Ledger {
             grown,
             allocations,
             allocation_count: u32::try_from(project.allocations.len()).unwrap(),
+            expire_time: None,
             served,
         };
         self.record(Some(project.id.clone()), Some(server_handle.clone()), Operation::Ensured(ensured));
@@ -272,6 +274,7 @@ impl Ledger {
         }
         let returned = kept.is_empty().then_some(placement.reserved);
         let operation = Operation::Released(Released {
+            cause: ReleaseCause::Requested,
             server_address: self.fleet.get(&placement.server_handle).unwrap().server.address.clone(),
             allocations: released.clone(),
             returned,

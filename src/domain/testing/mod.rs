@@ -302,6 +302,7 @@ pub fn an_ensure(name: &str) -> EnsureRequest {
         selector: BTreeMap::new(),
         start_port: DEFAULT_START_PORT,
         strategy: Strategy::Spread,
+        ttl: None,
     }
 }
 

@@ -196,6 +196,7 @@ pub fn relocation(
         selector: placement.selector.clone(),
         start_port: placement.start_port,
         strategy: request.strategy,
+        ttl: None,
     };
     place(&others, &as_new, context).unwrap_or_else(Verdict::Refused)
 }

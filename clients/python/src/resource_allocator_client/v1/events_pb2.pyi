@@ -369,6 +369,7 @@ class Completed(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     ALLOCATION_COUNT_FIELD_NUMBER: _builtins.int
     WAITED_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     outcome: _types_pb2.EnsureOutcome.ValueType
     """What it did."""
     allocation_count: _builtins.int
@@ -377,16 +378,21 @@ class Completed(_message.Message):
     def waited(self) -> _duration_pb2.Duration:
         """For how long it stood in line. Unset where it did not; else `requested` was told when it joined, and is not told again."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the placement ends by itself, as of now. Unset for one that stays for good. A later renewal is no event."""
+
     def __init__(
         self,
         *,
         outcome: _types_pb2.EnsureOutcome.ValueType = ...,
         allocation_count: _builtins.int = ...,
         waited: _duration_pb2.Duration | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["waited", b"waited"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "waited", b"waited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_count", b"allocation_count", "outcome", b"outcome", "waited", b"waited"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation_count", b"allocation_count", "expire_time", b"expire_time", "outcome", b"outcome", "waited", b"waited"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -432,10 +438,36 @@ class Released(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Cause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Released._Cause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAUSE_UNSPECIFIED: Released._Cause.ValueType  # 0
+        """Never sent."""
+        CAUSE_REQUESTED: Released._Cause.ValueType  # 1
+        """They were released."""
+        CAUSE_EXPIRED: Released._Cause.ValueType  # 2
+        """The lease was over."""
+
+    class Cause(_Cause, metaclass=_CauseEnumTypeWrapper):
+        """Why ports were given back."""
+
+    CAUSE_UNSPECIFIED: Released.Cause.ValueType  # 0
+    """Never sent."""
+    CAUSE_REQUESTED: Released.Cause.ValueType  # 1
+    """They were released."""
+    CAUSE_EXPIRED: Released.Cause.ValueType  # 2
+    """The lease was over."""
+
     ALLOCATIONS_FIELD_NUMBER: _builtins.int
     PLACEMENT_REMOVED_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
     placement_removed: _builtins.bool
     """Whether the placement went with the last of them, and its capacity with it."""
+    cause: Global___Released.Cause.ValueType
+    """Why they were given back."""
     @_builtins.property
     def allocations(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.Allocation]:
         """The ports that were given back."""
@@ -445,10 +477,11 @@ class Released(_message.Message):
         *,
         allocations: _abc.Iterable[_types_pb2.Allocation] | None = ...,
         placement_removed: _builtins.bool = ...,
+        cause: Global___Released.Cause.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocations", b"allocations", "placement_removed", b"placement_removed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocations", b"allocations", "cause", b"cause", "placement_removed", b"placement_removed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,6 +58,7 @@ class EnsureAllocationRequest(_message.Message):
     STRATEGY_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     WAIT_FOR_CAPACITY_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """Required: 1 to 128 of letters, digits and `. _ : / -`, first a letter or digit."""
     server_handle: _builtins.str
@@ -94,6 +95,14 @@ class EnsureAllocationRequest(_message.Message):
         The events say `waiting`. Give the call a deadline that is longer.
         """
 
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """A lease: the placement ends by itself after this time, 5 seconds to 366 days, unless the project is ensured again with a
+        `ttl`, from when it lasts as long anew. Unset: the lease that stands is kept, and a new placement stays for good. 0: it
+        stays for good from now on. A renewal answers UNCHANGED and is no event; `Placement.expire_time` tells it. While nobody can
+        renew, for the service or its database is away, no lease runs out.
+        """
+
     def __init__(
         self,
         *,
@@ -106,10 +115,11 @@ class EnsureAllocationRequest(_message.Message):
         strategy: _types_pb2.PlacementStrategy.ValueType = ...,
         validate_only: _builtins.bool = ...,
         wait_for_capacity: _duration_pb2.Duration | None = ...,
+        ttl: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle", "_start_port", b"_start_port", "resources", b"resources", "server_handle", b"server_handle", "start_port", b"start_port", "wait_for_capacity", b"wait_for_capacity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle", "_start_port", b"_start_port", "resources", b"resources", "server_handle", b"server_handle", "start_port", b"start_port", "ttl", b"ttl", "wait_for_capacity", b"wait_for_capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle", "_start_port", b"_start_port", "modules", b"modules", "project_id", b"project_id", "resources", b"resources", "server_handle", b"server_handle", "server_selector", b"server_selector", "start_port", b"start_port", "strategy", b"strategy", "validate_only", b"validate_only", "wait_for_capacity", b"wait_for_capacity"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle", "_start_port", b"_start_port", "modules", b"modules", "project_id", b"project_id", "resources", b"resources", "server_handle", b"server_handle", "server_selector", b"server_selector", "start_port", b"start_port", "strategy", b"strategy", "ttl", b"ttl", "validate_only", b"validate_only", "wait_for_capacity", b"wait_for_capacity"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__server_handle: _TypeAlias = _typing.Literal["server_handle"]  # noqa: Y015
     _WhichOneofArgType__server_handle: _TypeAlias = _typing.Literal["_server_handle", b"_server_handle"]  # noqa: Y015

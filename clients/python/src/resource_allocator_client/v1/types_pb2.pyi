@@ -447,6 +447,7 @@ class Placement(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SERVER_SELECTOR_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """The project that is placed."""
     server_handle: _builtins.str
@@ -473,6 +474,12 @@ class Placement(_message.Message):
     def server_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The labels that the project asked for when it was placed. A server that it is moved to must carry them too."""
 
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the placement ends by itself, unless it is renewed; a few seconds late at the most. Unset for one that stays for good,
+        and in the answer to `validate_only`. A renewal leaves the etag.
+        """
+
     def __init__(
         self,
         *,
@@ -485,10 +492,11 @@ class Placement(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         server_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "reserved", b"reserved", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "reserved", b"reserved", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "project_id", b"project_id", "reserved", b"reserved", "server_address", b"server_address", "server_admissible", b"server_admissible", "server_handle", b"server_handle", "server_selector", b"server_selector", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "expire_time", b"expire_time", "project_id", b"project_id", "reserved", b"reserved", "server_address", b"server_address", "server_admissible", b"server_admissible", "server_handle", b"server_handle", "server_selector", b"server_selector", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,243 @@
+//! `ttl`: placements that end by themselves, and never because nobody could renew them.
+
+use std::time::Duration;
+
+use pbjson_types::Timestamp;
+use resource_allocator::proto::v1::{
+    self, EnsureOutcome, allocation_event::Detail, released::Cause, watch_allocations_response::Payload,
+};
+use sqlx::Executor as _;
+use tonic::Code;
+
+use crate::support::{
+    Client, Replicas, TestDatabase, TestService,
+    inventory::{assert_consistent, refused},
+    process::PATIENCE,
+    requests::{module, request, resources},
+    server,
+};
+
+fn seconds(seconds: i64) -> pbjson_types::Duration {
+    pbjson_types::Duration { seconds, nanos: 0 }
+}
+
+/// An ensure with a lease of so many seconds.
+fn leased(project_id: &str, ttl: i64) -> v1::EnsureAllocationRequest {
+    v1::EnsureAllocationRequest { ttl: Some(seconds(ttl)), ..request(project_id) }
+}
+
+fn end(answer: &v1::EnsureAllocationResponse) -> Option<Timestamp> {
+    answer.placement.as_ref().unwrap().expire_time
+}
+
+/// For how many seconds a placement lasts from now on by the database's clock, in whole ones.
+async fn left(database: &TestDatabase, project_id: &str) -> Option<i64> {
+    let query = "SELECT round(extract(epoch FROM expire_time - clock_timestamp()))::bigint FROM placements WHERE project_id = $1";
+    sqlx::query_scalar(query).bind(project_id).fetch_one(&database.sql).await.unwrap()
+}
+
+/// The project's release, when it comes.
+async fn release_of(client: &Client, project_id: &str) -> v1::Released {
+    let request = v1::WatchAllocationsRequest {
+        project_id: Some(project_id.to_owned()),
+        from_beginning: true,
+        ..Default::default()
+    };
+    let mut stream = client.allocator.clone().watch_allocations(request).await.unwrap().into_inner();
+    let released = async {
+        loop {
+            if let Some(Payload::Event(event)) = stream.message().await.unwrap().unwrap().payload
+                && let Some(Detail::Released(released)) = event.detail
+            {
+                return released;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, released).await.expect("it is released")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_by_itself_once_and_gives_its_room_to_who_waits() {
+    let replicas = Replicas::start().await;
+    let (mut one, mut two) = replicas.clients();
+    let database = &replicas.service.database;
+    one.register(v1::Server { capacity: resources(0, 1024, 0), ..server("a") }).await;
+    let preview = v1::EnsureAllocationRequest {
+        resources: resources(0, 1024, 0),
+        modules: vec![module("web"), module("db")],
+        ..leased("preview", 5)
+    };
+    let created = one.place(preview).await.unwrap();
+    let placement = created.placement.unwrap();
+    let lasts = placement.expire_time.unwrap().seconds - placement.create_time.unwrap().seconds;
+    assert_eq!(lasts, 5);
+    // Served at the other replica, with a lease of its own that counts from then.
+    let waiting = v1::EnsureAllocationRequest {
+        resources: resources(0, 1024, 0),
+        wait_for_capacity: Some(seconds(600)),
+        ..leased("next", 3600)
+    };
+    let served = two.place(waiting).await.unwrap();
+    assert_eq!(served.outcome(), EnsureOutcome::Created);
+    let placement = served.placement.unwrap();
+    assert_eq!(placement.expire_time.unwrap().seconds - placement.create_time.unwrap().seconds, 3600);
+
+    let released = release_of(&two, "preview").await;
+    assert_eq!(
+        (released.cause(), released.allocations.len(), released.placement_removed),
+        (Cause::Expired, 2, true)
+    );
+    refused(two.placement("preview").await, Code::NotFound, "PROJECT_NOT_FOUND");
+    let early: bool = sqlx::query_scalar(
+        "SELECT r.event_time - e.event_time < '5 s' FROM allocation_events r, allocation_events e
+         WHERE r.project_id = 'preview' AND e.project_id = 'preview' AND r.kind = 'released' AND e.kind = 'ensured'",
+    )
+    .fetch_one(&database.sql)
+    .await
+    .unwrap();
+    assert!(!early);
+    assert_consistent(&database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_renews_and_writes_no_event() {
+    let replicas = Replicas::start().await;
+    let (mut one, mut two) = replicas.clients();
+    let database = &replicas.service.database;
+    one.register(server("a")).await;
+    let created = one.place(leased("preview", 600)).await.unwrap();
+    let last = database.count("SELECT last_sequence FROM pools").await;
+
+    let renewed = two.place(leased("preview", 3600)).await.unwrap();
+    assert_eq!(renewed.outcome(), EnsureOutcome::Unchanged);
+    assert!((3550..=3600).contains(&left(database, "preview").await.unwrap()));
+    assert_eq!(end(&renewed), one.placement("preview").await.unwrap().placement.unwrap().expire_time);
+    let (before, after) = (created.placement.unwrap(), renewed.placement.unwrap());
+    assert_eq!((before.etag, before.update_time), (after.etag, after.update_time), "nothing else changed");
+    // A shorter one is as good.
+    two.place(leased("preview", 60)).await.unwrap();
+    assert!(left(database, "preview").await.unwrap() <= 60);
+    // No ttl keeps what stands, with something new or without.
+    let stands = end(&one.place(request("preview")).await.unwrap());
+    assert!(stands.is_some());
+    let modules = vec![module("more")];
+    let extended = one.place(v1::EnsureAllocationRequest { modules, ..request("preview") }).await.unwrap();
+    assert_eq!((extended.outcome(), end(&extended)), (EnsureOutcome::Extended, stands));
+    // An extension with a ttl renews too.
+    let modules = vec![module("yet-more")];
+    let extended =
+        one.place(v1::EnsureAllocationRequest { modules, ..leased("preview", 600) }).await.unwrap();
+    assert!(end(&extended).unwrap().seconds > stands.unwrap().seconds);
+    let events = 3 * 2;
+    assert_eq!(
+        database.count("SELECT last_sequence FROM pools").await,
+        last + events,
+        "of the extensions alone"
+    );
+
+    // For good, and on lease again.
+    let kept = two.place(leased("preview", 0)).await.unwrap();
+    assert_eq!((kept.outcome(), end(&kept)), (EnsureOutcome::Unchanged, None));
+    assert_eq!(left(database, "preview").await, None);
+    let again = one.place(leased("preview", 600)).await.unwrap();
+    assert!(end(&again).is_some());
+    assert!((550..=600).contains(&left(database, "preview").await.unwrap()));
+    assert_consistent(&database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preview_of_a_lease_writes_nothing() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    client.register(server("a")).await;
+    client.place(request("stays")).await.unwrap();
+    let before = service.database.tables().await;
+    for project in ["stays", "new"] {
+        let preview = v1::EnsureAllocationRequest { validate_only: true, ..leased(project, 60) };
+        assert_eq!(end(&client.place(preview).await.unwrap()), None);
+    }
+    assert_eq!(service.database.tables().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_lease_runs_out_while_nobody_can_renew_it() {
+    let replicas = Replicas::start().await;
+    let (mut one, _) = replicas.clients();
+    let database = &replicas.service.database;
+    one.register(server("a")).await;
+    for project in ["long", "short", "over", "stays"] {
+        one.place(leased(project, 3600)).await.unwrap();
+    }
+    one.place(leased("stays", 0)).await.unwrap();
+    // As it is after an hour in which no replica reached the database: a lease that ran out in it, one that ran out a second
+    // after it began, one that was over before, and one that would have lasted for longer.
+    database
+        .sql
+        .execute(
+            "BEGIN;
+             SET LOCAL resource_allocator.writer = 'service';
+             UPDATE pools SET leases_served_time = clock_timestamp() - interval '1 hour';
+             UPDATE placements SET expire_time = clock_timestamp() - interval '30 min' WHERE project_id = 'long';
+             UPDATE placements SET expire_time = clock_timestamp() - interval '59 min 59 s' WHERE project_id = 'short';
+             UPDATE placements SET expire_time = clock_timestamp() - interval '60 min 1 s' WHERE project_id = 'over';
+             COMMIT",
+        )
+        .await
+        .unwrap();
+    assert_eq!(release_of(&one, "over").await.cause(), Cause::Expired);
+    let long = left(database, "long").await.unwrap();
+    assert!((1700..=1800).contains(&long), "half an hour is left of it, as before: {long}");
+    let short = left(database, "short").await.unwrap();
+    assert!((30..=60).contains(&short), "there is time enough to renew it: {short}");
+    assert_eq!(left(database, "stays").await, None);
+    let released = "SELECT count(*) FROM allocation_events WHERE kind = 'released'";
+    assert_eq!(database.count(released).await, 1);
+    assert_consistent(&database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_outlives_a_database_that_is_held_up_longer_than_it_lasts() {
+    let replicas = Replicas::start().await;
+    let (mut one, mut two) = replicas.clients();
+    let database = &replicas.service.database;
+    one.register(server("a")).await;
+    one.place(leased("preview", 5)).await.unwrap();
+    // Nobody can write for longer than the lease lasts.
+    let mut holder = database.sql.acquire().await.unwrap();
+    holder.execute("BEGIN; SELECT FROM pools FOR UPDATE").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    holder.execute("ROLLBACK").await.unwrap();
+    // The owner comes back at once, as one that could not renew does.
+    let begun = std::time::Instant::now();
+    let renewed = loop {
+        match two.place(leased("preview", 600)).await {
+            Ok(renewed) => break renewed,
+            Err(status) => assert_eq!(status.code(), Code::Unavailable),
+        }
+        assert!(begun.elapsed() < PATIENCE);
+    };
+    assert_eq!(renewed.outcome(), EnsureOutcome::Unchanged, "it never ended");
+    let released = "SELECT count(*) FROM allocation_events WHERE kind = 'released'";
+    assert_eq!(database.count(released).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_kept_in_time_without_requests_and_a_pool_without_leases_is_left_alone() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    client.register(server("a")).await;
+    client.place(request("stays")).await.unwrap();
+    let noted = "SELECT count(*) FROM pools WHERE leases_served_time IS NOT NULL";
+    assert_eq!(service.database.count(noted).await, 0);
+    client.place(leased("preview", 3600)).await.unwrap();
+    let at = || async {
+        let query = "SELECT (extract(epoch FROM leases_served_time) * 1000)::bigint FROM pools";
+        service.database.count(query).await
+    };
+    let first = at().await;
+    let begun = std::time::Instant::now();
+    while at().await == first {
+        assert!(begun.elapsed() < PATIENCE, "the note is never renewed");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
