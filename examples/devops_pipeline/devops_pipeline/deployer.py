@@ -112,11 +112,8 @@ class _Deployment:
     def _probe(self, module: Module, resource: AllocatedResource, process: subprocess.Popen[bytes]) -> Running:
         host, port = resource["server_address"], resource["port"]
         until = time.monotonic() + module.start_timeout_s
-        # A datagram is answered by no rule that is common to all: that the process lives has to do.
-        fault: str | None = None
-        while resource["protocol"] == "TCP":
-            fault = self._fault(module, host, port)
-            if fault is None or process.poll() is not None or time.monotonic() >= until:
+        while (fault := self._fault(module, resource)) is not None:
+            if process.poll() is not None or time.monotonic() >= until:
                 break
             probes.sleep()
         self._check_alive(module, process)
@@ -125,10 +122,15 @@ class _Deployment:
             raise self._failed("PROBE_FAILED", module, f"did not answer {where} ({fault})")
         return Running(pid=process.pid, address=host, port=port, log=str(self._log(module)))
 
-    def _fault(self, module: Module, host: str, port: int) -> str | None:
+    def _fault(self, module: Module, resource: AllocatedResource) -> str | None:
+        """Tries once; gives what is wrong, or None where the module is well."""
+        host, port, protocol = resource["server_address"], resource["port"], resource["protocol"]
+        if protocol == "UDP":
+            # A datagram is answered by no rule that is common to all: that a process of ours has the port has to do.
+            return None if processes.hold(self._mark, port, protocol) else "none of its processes has the port"
         fault = probes.answers(host, port, module)
         # Someone else who took the port in the meantime may answer as well.
-        if fault is None and not processes.listen(self._mark, port):
+        if fault is None and not processes.hold(self._mark, port, protocol):
             return f"{probes.holder(port)} answers, which is none of the project's"
         return fault
 

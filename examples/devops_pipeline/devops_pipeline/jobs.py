@@ -121,11 +121,12 @@ class Jobs:
 
     def _read(self, path: Path) -> Job | None:
         try:
+            changed = path.stat().st_mtime
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
-            if time.time() - path.stat().st_mtime < SETTLED_S:
+            if time.time() - changed < SETTLED_S:
                 # Somebody is writing it.
                 return None
             content = None

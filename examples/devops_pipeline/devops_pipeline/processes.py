@@ -68,15 +68,18 @@ def find(mark: str) -> list[psutil.Process]:
     return found
 
 
-def listen(mark: str, port: int) -> bool:
-    """Says whether one of the project's processes is who listens at the port."""
+def hold(mark: str, port: int, protocol: str) -> bool:
+    """Says whether one of the project's processes is who has the port: listens at it, or takes its datagrams."""
     for process in find(mark):
         try:
-            connections = process.net_connections("tcp")
+            connections = process.net_connections(protocol.lower())
         except psutil.Error:
             continue
-        if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections):
-            return True
+        for one in connections:
+            # A connection that the process made for itself has a port of its own too.
+            ours = one.status == psutil.CONN_LISTEN if protocol == "TCP" else not one.raddr
+            if ours and one.laddr and one.laddr.port == port:
+                return True
     return False
 
 

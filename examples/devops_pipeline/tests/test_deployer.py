@@ -154,11 +154,13 @@ def test_a_process_that_does_not_want_to_end_is_killed(
     assert count(work) == 0
 
 
-def test_a_udp_module_counts_while_it_lives(client: ResourceAllocator, work: Path, state):
+def test_a_udp_module_counts_once_it_has_its_port(client: ResourceAllocator, work: Path, state):
     (resource,) = state["allocated_resources"].values()
     resource["protocol"] = "UDP"
     state["project_spec"]["modules"] = [module("datagrams.py")]
     assert deployer_node(client, work)(state)["deployment"]["backend"]["port"] == port_of(state)
+    state["project_spec"]["modules"] = [module("deaf.py", start_timeout_s=0.5)]
+    refused("PROBE_FAILED", Disposition.CALLER, deployer_node(client, work), state)
 
 
 def test_each_module_has_its_own_port_whatever_their_order_l03(client: ResourceAllocator, work: Path, state):

@@ -31,6 +31,6 @@ def test_the_tour_runs(binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         replace = {"127.0.0.1:50051": service.address, "18000": str(first), "18001": str(first + 1)}
         reader = Reader(clone, environment, ".venv/bin/python", replace)
         try:
-            assert reader.follow(readme) == 6
+            assert reader.follow(readme) == 10
         finally:
             processes.stop(processes.mark_of(clone / ".devops-pipeline", HELLO.name))
