@@ -273,6 +273,7 @@ fn check_project(id: &ProjectId, logged: Option<&Project>, found: Option<&Projec
     report.check_amounts(&subject, "reserved, by the log", logged_at.reserved, found_at.reserved);
     report.check(&subject, "revision, by the log", &logged_at.revision, &found_at.revision);
     report.check(&subject, "selector, by the log", &logged_at.selector, &found_at.selector);
+    report.check(&subject, "start_port, by the log", &logged_at.start_port, &found_at.start_port);
     report.check(&subject, "ports, by the log", &ports_of(logged), &ports_of(found));
 }
 

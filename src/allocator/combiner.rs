@@ -7,6 +7,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
+use time::{OffsetDateTime, macros::datetime};
 use tokio::{
     sync::{RwLock, mpsc, watch},
     time::Instant,
@@ -172,8 +173,8 @@ impl Combiner {
         batch: &[Job],
     ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
         let context = self.options.context(pool.now);
-        let free_after = pool.now + self.options.port_rest;
-        let set_aside_until = pool.now + self.options.port_set_aside;
+        let free_after = after(pool.now, self.options.port_rest);
+        let set_aside_until = after(pool.now, self.options.port_set_aside);
         leases::keep_time(conn, batch, pool.now).await?;
         let ids = project_ids(batch);
         let committed: HashMap<ProjectId, Project> = if ids.is_empty() {
@@ -257,6 +258,13 @@ fn wanted(jobs: impl IntoIterator<Item = Job>) -> Vec<Job> {
     let (given_up, wanted): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.is_given_up(now));
     fail(given_up, &Error::DeadlinePassed);
     wanted
+}
+
+/// So much later, or as late as the tables can say: whoever means "for good" writes a very long time.
+fn after(now: OffsetDateTime, duration: Duration) -> OffsetDateTime {
+    const LATEST: OffsetDateTime = datetime!(9998-12-31 00:00 UTC);
+    let duration = time::Duration::try_from(duration).unwrap_or(time::Duration::MAX);
+    now.checked_add(duration).map_or(LATEST, |time| time.min(LATEST))
 }
 
 /// Answers all with an error.

@@ -224,7 +224,7 @@ async fn sync(
             SyncAction::Unchanged | SyncAction::Rejected(_) => {}
         }
     }
-    let mut seeds: BTreeMap<ServerHandle, Observation> = sync_seeds(replica.fleet(), request);
+    let mut seeds: BTreeMap<ServerHandle, Observation> = sync_seeds(replica.fleet(), request, &plan);
     if !seeds.is_empty() {
         for (handle, seed) in &mut seeds {
             seed.observe_time = context.now;

@@ -15,6 +15,7 @@ use crate::domain::{
         Context, PortReplacement, Relocation, project_not_found, relocate as decide_relocation,
         replace_port as decide_replacement,
     },
+    ports::DEFAULT_START_PORT,
     request::{PortInUseReport, RelocateRequest},
 };
 
@@ -118,7 +119,15 @@ pub fn replace_port(
         }
     }
     let detail = report.detail.clone();
-    let replaced = PortReplaced { server_address, set_aside: held, until, detail, allocation: new };
+    let replaced = PortReplaced {
+        server_address,
+        set_aside: held,
+        until,
+        detail,
+        allocation: new,
+        start_port: (report.start_port != DEFAULT_START_PORT).then_some(report.start_port),
+        usage_counted: fleet.usage_counts(),
+    };
     record(journal, fleet, &mut project, request_id, Operation::PortReplaced(replaced));
     Ok(PortReplaceAnswer { set_aside_until: Some(until), view: view(fleet, project, context) })
 }

@@ -34,7 +34,8 @@ fn unsigned(amount: i64) -> u64 {
 
 pub(super) fn resources(amounts: Resources) -> v1::Resources {
     v1::Resources {
-        cpu_millis: Some(u32::try_from(amounts.cpu_millis).unwrap_or(0)),
+        // Over-commit lets the sum of a server grow past what one request may ask for.
+        cpu_millis: Some(u32::try_from(amounts.cpu_millis.max(0)).unwrap_or(u32::MAX)),
         ram_mb: Some(unsigned(amounts.ram_mb)),
         disk_mb: Some(unsigned(amounts.disk_mb)),
     }

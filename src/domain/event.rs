@@ -252,6 +252,12 @@ pub struct PortReplaced {
     pub detail: String,
     /// The port that the module got in its place.
     pub allocation: Allocation,
+    /// The lowest port that was considered for it, where it was not the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_port: Option<Port>,
+    /// Whether any usage report counted, which the log does not carry.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub usage_counted: bool,
 }
 
 /// The fleet's policy changed.

@@ -308,9 +308,14 @@ pub fn plan_sync(fleet: &Fleet, request: &SyncRequest) -> Result<SyncPlan, Refus
     Ok(plan)
 }
 
-/// What a source's list says of usage, for the servers whose hosts never reported: `fleet` is as the sync has left it.
+/// What a source's list says of usage, for the servers whose hosts never reported: `fleet` is as the plan, carried out, has left
+/// it. An entry that was rejected says nothing.
 #[must_use]
-pub fn sync_seeds(fleet: &Fleet, request: &SyncRequest) -> BTreeMap<ServerHandle, Observation> {
+pub fn sync_seeds(
+    fleet: &Fleet,
+    request: &SyncRequest,
+    plan: &SyncPlan,
+) -> BTreeMap<ServerHandle, Observation> {
     let seeded: Vec<_> =
         request.servers.iter().filter_map(|spec| Some((spec, spec.seed.as_ref()?))).collect();
     if seeded.is_empty() {
@@ -326,7 +331,8 @@ pub fn sync_seeds(fleet: &Fleet, request: &SyncRequest) -> BTreeMap<ServerHandle
         by_id.or_else(|| by_handle.get(&spec.handle)).copied()
     };
     let unreported = |state: &&ServerState| {
-        state.observed.as_ref().is_none_or(|observed| observed.observer == Observer::Provider)
+        let rejected = matches!(plan.get(&state.server.handle), Some(SyncAction::Rejected(_)));
+        !rejected && state.observed.as_ref().is_none_or(|observed| observed.observer == Observer::Provider)
     };
     seeded
         .into_iter()

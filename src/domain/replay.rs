@@ -14,7 +14,9 @@ use super::{
     Allocation, Fleet, ModuleName, Placement, Port, Project, ProjectId, Protocol, Reason, Resources,
     ServerHandle,
     event::{Ensured, LogEntry, Operation, PortReplaced, Refused, Released, Relocated, Requested, Selected},
-    placement::{Context, Decision, PortReplacement, Relocation, decide, relocate, replace_port},
+    placement::{
+        Context, Decision, PortReplacement, Relocation, decide, filter::Stage, relocate, replace_port,
+    },
     ports::{DEFAULT_START_PORT, PortGrant},
     request::{EnsureRequest, PortInUseReport, RelocateRequest, Strategy},
     server::Observation,
@@ -108,11 +110,13 @@ impl Replay {
                 let open = *usage_counted || in_line || served.is_some();
                 compare(&logged, &of_decision(&decided), open)
             }
-            Operation::Refused(Refused { requested, reason, usage_counted, .. }) => {
+            Operation::Refused(Refused { requested, reason, metadata, usage_counted, .. }) => {
                 let request = request(id, requested, None);
                 let decided = decide(&self.fleet, &project, &request, context);
                 // Whether reports are required is the service's own setting.
-                let open = *usage_counted || in_line || *reason == Reason::UsageStale;
+                let for_usage = *reason == Reason::UsageStale
+                    || metadata.get("cause").is_some_and(|cause| cause == Stage::UsageStale.as_str());
+                let open = *usage_counted || in_line || for_usage;
                 compare(&Outcome::Refused(*reason), &of_decision(&decided), open)
             }
             Operation::Relocated(Relocated { selected, reserved, allocations, usage_counted, .. }) => {
@@ -131,7 +135,14 @@ impl Replay {
                 let decided = relocate(&self.fleet, &project, &named, context);
                 compare(&logged, &of_relocation(&decided, *reserved), false)
             }
-            Operation::PortReplaced(PortReplaced { set_aside, allocation, detail, .. }) => {
+            Operation::PortReplaced(PortReplaced {
+                set_aside,
+                allocation,
+                detail,
+                start_port,
+                usage_counted,
+                ..
+            }) => {
                 let held = std::slice::from_ref(allocation);
                 let ports = self::held(held);
                 let logged = Outcome::Given { server_handle, grown: Resources::ZERO, ports };
@@ -139,12 +150,11 @@ impl Replay {
                     project_id: id.clone(),
                     module: set_aside.module.clone(),
                     port: set_aside.port,
-                    // The log does not say where the search began: at or below the port that was found.
-                    start_port: allocation.port.min(DEFAULT_START_PORT),
+                    start_port: start_port.unwrap_or(DEFAULT_START_PORT),
                     detail: detail.clone(),
                 };
                 let decided = replace_port(&self.fleet, &project, &report, context);
-                compare(&logged, &of_replacement(&decided, server_handle), self.fleet.usage_counts())
+                compare(&logged, &of_replacement(&decided, server_handle), *usage_counted)
             }
             Operation::Released(_)
             | Operation::ServerChanged(_)

@@ -285,11 +285,11 @@ pub async fn update(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<
     let updated = sqlx::query!(
         r#"
         UPDATE placements p SET server_handle = n.server_handle, reserved_cpu_millis = n.cpu_millis, reserved_ram_mb = n.ram_mb,
-            reserved_disk_mb = n.disk_mb, revision = n.revision, create_time = n.create_time, update_time = n.update_time,
-            expire_time = n.expire_time
-        FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::timestamptz[],
-            $8::timestamptz[], $9::timestamptz[])
-            AS n (project_id, server_handle, cpu_millis, ram_mb, disk_mb, revision, create_time, update_time, expire_time)
+            reserved_disk_mb = n.disk_mb, server_selector = n.server_selector::jsonb, start_port = n.start_port,
+            revision = n.revision, create_time = n.create_time, update_time = n.update_time, expire_time = n.expire_time
+        FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::integer[], $8::bigint[],
+            $9::timestamptz[], $10::timestamptz[], $11::timestamptz[]) AS n (project_id, server_handle, cpu_millis, ram_mb,
+            disk_mb, server_selector, start_port, revision, create_time, update_time, expire_time)
         WHERE p.project_id = n.project_id
         "#,
         &rows.project_id,
@@ -297,6 +297,8 @@ pub async fn update(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<
         &rows.cpu_millis,
         &rows.ram_mb,
         &rows.disk_mb,
+        &rows.selector as &[Option<String>],
+        &rows.start_port as &[Option<i32>],
         &rows.revision,
         &rows.create_time,
         &rows.update_time,

@@ -109,6 +109,8 @@ fn replaced() -> PortReplaced {
         until: NOW + Duration::hours(1),
         detail: "nginx".to_owned(),
         allocation: allocation("api", 8001),
+        start_port: Some(port(7000)),
+        usage_counted: true,
     }
 }
 

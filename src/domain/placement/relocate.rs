@@ -42,15 +42,14 @@ pub fn relocate(
 ) -> Result<Relocation, Refusal> {
     let Some(placement) = &project.placement else { return Err(project_not_found(&project.id)) };
     let bound = &placement.server_handle;
-    for named in [&request.server_handle, &request.from_server_handle].into_iter().flatten() {
-        if fleet.get(named).is_none() {
-            return Err(server_not_found(named));
-        }
-    }
     let is_there = request.server_handle.as_ref() == Some(bound);
+    // It may have left a server that was removed since: a repeat asks that too.
     let has_left = request.from_server_handle.as_ref().is_some_and(|from| from != bound);
     if is_there || has_left {
         return Ok(Relocation::Unchanged);
+    }
+    if let Some(to) = request.server_handle.as_ref().filter(|to| fleet.get(to).is_none()) {
+        return Err(server_not_found(to));
     }
     let modules: Vec<ModuleRequest> = project
         .allocations

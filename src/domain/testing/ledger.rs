@@ -17,7 +17,7 @@ use crate::domain::{
     line::decide_in_line,
     placement::{Context, Decision, PortReplacement, Relocation, relocate, replace_port},
     policy::FleetPolicy,
-    ports::PortGrant,
+    ports::{DEFAULT_START_PORT, PortGrant},
     request::{EnsureRequest, PortInUseReport, RelocateRequest},
     resources::PerResource,
     server::Observation,
@@ -244,6 +244,8 @@ impl Ledger {
             until: self.now() + Self::PORT_SET_ASIDE,
             detail: report.detail.clone(),
             allocation,
+            start_port: (report.start_port != DEFAULT_START_PORT).then_some(report.start_port),
+            usage_counted: false,
         });
         self.record(Some(project.id.clone()), Some(server_handle), operation);
         self.projects.insert(project.id.clone(), project);

@@ -173,14 +173,13 @@ pub fn relocation(
     let Some(placement) = &project.placement else { return Verdict::Refused(Reason::ProjectNotFound) };
     let bound = &placement.server_handle;
     let known = |handle: &ServerHandle| servers.iter().any(|server| server.server.handle == *handle);
-    let named = [&request.server_handle, &request.from_server_handle];
-    if named.into_iter().flatten().any(|handle| !known(handle)) {
-        return Verdict::Refused(Reason::ServerNotFound);
-    }
     if request.server_handle.as_ref() == Some(bound)
         || request.from_server_handle.as_ref().is_some_and(|from| from != bound)
     {
         return Verdict::Unchanged;
+    }
+    if request.server_handle.as_ref().is_some_and(|handle| !known(handle)) {
+        return Verdict::Refused(Reason::ServerNotFound);
     }
     let others: Vec<_> = servers.iter().filter(|server| server.server.handle != *bound).cloned().collect();
     let modules = project.allocations.iter().map(|held| ModuleRequest {

@@ -62,8 +62,8 @@ enum Step {
     Release(&'static str, Vec<&'static str>),
     Usage(&'static str, Observation),
     Relocate(RelocateRequest),
-    /// A module of a project, and whether it is its own port that is reported.
-    PortInUse(&'static str, usize, bool),
+    /// A module of a project, whether it is its own port that is reported, and the lowest port for another.
+    PortInUse(&'static str, usize, bool, u32),
     Policy(FleetPolicy),
     Pass(i64),
 }
@@ -78,7 +78,8 @@ fn arbitrary_step() -> impl Strategy<Value = Step> {
         4 => (names(), modules()).prop_map(|(name, modules)| Step::Release(name, modules)),
         2 => (sample::select(HANDLES.to_vec()), arbitrary_report()).prop_map(|(name, report)| Step::Usage(name, report)),
         3 => arbitrary_relocation().prop_map(Step::Relocate),
-        2 => (names(), 0..3usize, prop::bool::weighted(0.8)).prop_map(|(name, module, own)| Step::PortInUse(name, module, own)),
+        2 => (names(), 0..3usize, prop::bool::weighted(0.8), PORTS)
+            .prop_map(|(name, module, own, start)| Step::PortInUse(name, module, own, start)),
         1 => arbitrary_policy().prop_map(Step::Policy),
         2 => sample::select(vec![1, 30, 60, 200, 3600]).prop_map(Step::Pass),
     ]
@@ -162,7 +163,9 @@ fn take(ledger: &mut Ledger, step: &Step) {
             };
             assert_eq!(verdict, expected);
         }
-        Step::PortInUse(name, module, own) => report_port_in_use(ledger, name, *module, *own),
+        Step::PortInUse(name, module, own, start) => {
+            report_port_in_use(ledger, name, *module, *own, *start);
+        }
         Step::Ensure(request) => {
             let project = ledger.project(&request.project_id);
             let expected = oracle::verdict(&ledger.servers(), &project, request, &ledger.context());
@@ -178,14 +181,14 @@ fn take(ledger: &mut Ledger, step: &Step) {
     }
 }
 
-fn report_port_in_use(ledger: &mut Ledger, name: &str, module: usize, own: bool) {
+fn report_port_in_use(ledger: &mut Ledger, name: &str, module: usize, own: bool, start: u32) {
     let project = ledger.held_by(name);
     let held = project.allocations.get(module).or(project.allocations.first());
     let report = PortInUseReport {
         project_id: project.id.clone(),
         module: held.map_or_else(ModuleName::backend, |held| held.module.clone()),
         port: held.filter(|_| own).map_or(port(9999), |held| held.port),
-        start_port: port(8000),
+        start_port: port(start),
         detail: "nginx".to_owned(),
     };
     let expected = oracle::replacement(&ledger.servers(), &project, &report, &ledger.context());
