@@ -351,13 +351,26 @@ impl Allocator {
     }
 
     async fn submit(&self, request: Request, request_id: String) -> Result<Answer, Error> {
+        self.enqueue(request, request_id).await
+    }
+
+    /// Puts a request into the queue, in the order of these calls, not of whoever awaits what they return.
+    fn enqueue(
+        &self,
+        request: Request,
+        request_id: String,
+    ) -> impl Future<Output = Result<Answer, Error>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
         let deadline = deadline::current();
-        self.queue.try_send(Job { request_id, request, deadline, reply }).map_err(|error| match error {
+        let job = Job { request_id, request, deadline, reply };
+        let queued = self.queue.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded { limit: self.options.queue_limit },
             mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
-        })?;
-        answer.await.map_err(|_| Error::ShuttingDown)?
+        });
+        async move {
+            queued?;
+            answer.await.map_err(|_| Error::ShuttingDown)?
+        }
     }
 
     fn view(&self, record: ProjectRecord) -> ProjectView {

@@ -28,17 +28,53 @@ pub struct DrainRequest {
     pub server_handle: ServerHandle,
     /// Which of the servers that fit is chosen for each project.
     pub strategy: Strategy,
-    /// How many projects at the most.
-    pub limit: i64,
+    /// How many projects move at the most.
+    pub limit: usize,
 }
 
 /// What a drain did.
 #[derive(Debug)]
 pub struct Drained {
-    /// Each project, ordered by id, and what became of it.
+    /// Each project, ordered by id, and what became of it: all that moved, and of those that stay as many as there is room for
+    /// beside them.
     pub projects: Vec<(ProjectId, Result<RelocateAnswer, Error>)>,
     /// How many projects are on the server now; for a plan, before anything is moved.
     pub remaining: i64,
+}
+
+/// What became of the projects of a drain. Those that stay take no room from those that can go: a page that was full of the
+/// former would end the drain before the latter are reached.
+struct Page {
+    limit: usize,
+    moved: Vec<(ProjectId, Result<RelocateAnswer, Error>)>,
+    stay: Vec<(ProjectId, Result<RelocateAnswer, Error>)>,
+}
+
+impl Page {
+    fn new(limit: usize) -> Self {
+        Self { limit, moved: Vec::new(), stay: Vec::new() }
+    }
+
+    /// How many may move yet.
+    fn room(&self) -> usize {
+        self.limit - self.moved.len()
+    }
+
+    fn add(&mut self, id: ProjectId, answer: Result<RelocateAnswer, Error>) {
+        if answer.as_ref().is_ok_and(|answer| answer.from_server_handle.is_some()) {
+            self.moved.push((id, answer));
+        } else if self.stay.len() < self.limit {
+            self.stay.push((id, answer));
+        }
+    }
+
+    fn finish(mut self) -> Vec<(ProjectId, Result<RelocateAnswer, Error>)> {
+        self.stay.sort_by(|(a, _), (b, _)| a.cmp(b));
+        self.stay.truncate(self.room());
+        self.moved.append(&mut self.stay);
+        self.moved.sort_by(|(a, _), (b, _)| a.cmp(b));
+        self.moved
+    }
 }
 
 impl Allocator {
@@ -51,9 +87,20 @@ impl Allocator {
         request: RelocateRequest,
         request_id: String,
     ) -> Result<RelocateAnswer, Error> {
-        match self.submit(Request::Relocate(request), request_id).await? {
-            Answer::Relocated(answer) => Ok(answer),
-            answer => unreachable!("a relocation is answered as one, not by {answer:?}"),
+        self.enqueue_relocation(request, request_id).await
+    }
+
+    fn enqueue_relocation(
+        &self,
+        request: RelocateRequest,
+        request_id: String,
+    ) -> impl Future<Output = Result<RelocateAnswer, Error>> + Send + use<> {
+        let answer = self.enqueue(Request::Relocate(request), request_id);
+        async move {
+            match answer.await? {
+                Answer::Relocated(answer) => Ok(answer),
+                answer => unreachable!("a relocation is answered as one, not by {answer:?}"),
+            }
         }
     }
 
@@ -93,27 +140,26 @@ impl Allocator {
             let patch = ServerPatch { status: Some(ServerStatus::Maintenance), ..ServerPatch::default() };
             self.update_server(request.server_handle.clone(), patch, None, request_id.to_owned()).await?;
         }
-        let ids = self.projects_on(&request.server_handle, request.limit).await?;
-        let mut waiting = ids.into_iter();
+        let mut waiting = self.projects_on(&request.server_handle).await?.into_iter();
         let mut moving = JoinSet::new();
-        let mut projects = Vec::new();
+        let mut page = Page::new(request.limit);
         loop {
-            while moving.len() < AT_ONCE {
+            while moving.len() < AT_ONCE.min(page.room()) {
                 let Some(id) = waiting.next() else { break };
-                let relocation = Self::leave(&request, id.clone());
-                let (allocator, request_id) = (self.clone(), request_id.to_owned());
-                moving.spawn(async move { (id, allocator.relocate(relocation, request_id).await) });
+                // In line before its task starts, for the tasks start in any order, and where a project goes depends on
+                // those that went before it.
+                let moved = self.enqueue_relocation(Self::leave(&request, id.clone()), request_id.to_owned());
+                moving.spawn(async move { (id, moved.await) });
             }
             match moving.join_next().await {
-                Some(Ok(moved)) => projects.push(moved),
+                Some(Ok((id, answer))) => page.add(id, answer),
                 // A task that panicked tells nothing of its project, which is then among those that remain.
                 Some(Err(_)) => {}
                 None => break,
             }
         }
-        projects.sort_by(|(a, _), (b, _)| a.cmp(b));
         let remaining = self.find_server(&request.server_handle).await?.row.state.placement_count;
-        Ok(Drained { projects, remaining })
+        Ok(Drained { projects: page.finish(), remaining })
     }
 
     /// Says where each project of a server would go, one after the other, and writes nothing.
@@ -121,7 +167,7 @@ impl Allocator {
     /// # Errors
     /// [`Error`].
     pub async fn plan_drain(&self, request: &DrainRequest) -> Result<Drained, Error> {
-        let ids = self.projects_on(&request.server_handle, request.limit).await?;
+        let ids = self.projects_on(&request.server_handle).await?;
         let mut conn = self.store.acquire().await?;
         let names: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let mut records = placements::list_projects(&mut conn, &names).await?;
@@ -134,8 +180,11 @@ impl Allocator {
         let Some(remaining) = fleet.get(&request.server_handle).map(|state| state.placement_count) else {
             return Err(server_not_found(&request.server_handle).into());
         };
-        let mut projects = Vec::new();
+        let mut page = Page::new(request.limit);
         for id in ids {
+            if page.room() == 0 {
+                break;
+            }
             let Some(record) = records.remove(&id) else { continue };
             let relocation = Self::leave(request, id.clone());
             let planned = relocate::moved(&fleet, record.project, &relocation, &context, context.now);
@@ -155,9 +204,9 @@ impl Allocator {
                 }
                 RelocateAnswer { from_server_handle, view: super::ensure::view(&fleet, project, &context) }
             });
-            projects.push((id, answer.map_err(Error::from)));
+            page.add(id, answer.map_err(Error::from));
         }
-        Ok(Drained { projects, remaining })
+        Ok(Drained { projects: page.finish(), remaining })
     }
 
     fn leave(request: &DrainRequest, project_id: ProjectId) -> RelocateRequest {
@@ -169,8 +218,9 @@ impl Allocator {
         }
     }
 
-    async fn projects_on(&self, handle: &ServerHandle, limit: i64) -> Result<Vec<ProjectId>, Error> {
+    /// All of them, which are no more than a server has ports.
+    async fn projects_on(&self, handle: &ServerHandle) -> Result<Vec<ProjectId>, Error> {
         let mut conn = self.store.acquire().await?;
-        Ok(placements::list_on_server(&mut conn, handle, limit).await?)
+        Ok(placements::list_on_server(&mut conn, handle).await?)
     }
 }

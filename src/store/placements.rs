@@ -119,23 +119,21 @@ pub async fn list_ids_after(
     .await?)
 }
 
-/// Reads which projects are placed on a server, ordered by id, up to `limit` of them. Every project that is placed holds a port,
-/// and ports are found by server.
+/// Reads which projects are placed on a server, ordered by id. Every project that is placed holds a port, and ports are
+/// found by server.
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn list_on_server(
     conn: &mut PgConnection,
     handle: &ServerHandle,
-    limit: i64,
 ) -> Result<Vec<ProjectId>, StoreError> {
     let ids = sqlx::query_scalar!(
         r#"
         SELECT DISTINCT project_id AS "project_id!" FROM port_allocations
-        WHERE server_handle = $1 AND project_id IS NOT NULL ORDER BY project_id LIMIT $2
+        WHERE server_handle = $1 AND project_id IS NOT NULL ORDER BY project_id
         "#,
-        handle.as_str(),
-        limit
+        handle.as_str()
     )
     .fetch_all(conn)
     .await?;

@@ -27,7 +27,7 @@ pub fn drain(
     let mut fields = Fields::default();
     let handle = handle(&mut fields, "handle", &request.handle);
     let strategy = strategy(&mut fields, request.strategy, default);
-    let limit = page_size(&mut fields, request.page_size);
+    let limit = usize::try_from(page_size(&mut fields, request.page_size)).unwrap_or_default();
     fields.finish(handle.map(|server_handle| DrainRequest { server_handle, strategy, limit }))
 }
 

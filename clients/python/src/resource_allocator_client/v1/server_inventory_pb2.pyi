@@ -505,7 +505,7 @@ class DrainServerRequest(_message.Message):
     strategy: _types_pb2.PlacementStrategy.ValueType
     """Which of the servers that fit is chosen for each project, the service's default when unset."""
     page_size: _builtins.int
-    """How many projects at the most, default 100, at most 1000."""
+    """How many projects move at the most, default 100, at most 1000. Those that stay are told as far as they fit beside them."""
     validate_only: _builtins.bool
     """Answers what is there and where it would go, and writes nothing."""
     def __init__(
@@ -587,7 +587,7 @@ class DrainServerResponse(_message.Message):
     """How many projects are on the server still."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DrainResult]:
-        """One result for each project that was looked at, ordered by id."""
+        """What became of the projects, ordered by id."""
 
     def __init__(
         self,
