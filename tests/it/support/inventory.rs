@@ -150,8 +150,8 @@ pub async fn wait_for_change(
         .unwrap_or_else(|_| panic!("{change:?} of {handle} is never told"))
 }
 
-/// What must hold whatever happened: sums equal rows, no server is sold beyond its capacity less headroom, each port is its
-/// project's, and the log has no gap. Not for tests that lower a capacity below what is reserved.
+/// What must hold whatever happened: sums equal rows, no server is sold beyond its budget, each port is its
+/// project's, and the log has no gap. Not for tests that lower a budget below what is reserved.
 pub async fn assert_consistent(sql: &PgPool) {
     let wrong: Vec<String> = sqlx::query_scalar(
         r"
@@ -162,9 +162,7 @@ pub async fn assert_consistent(sql: &PgPool) {
               IS DISTINCT FROM (coalesce(p.n, 0), coalesce(p.cpu, 0), coalesce(p.ram, 0), coalesce(p.disk, 0))
         UNION ALL
         SELECT 'oversold ' || handle FROM servers
-        WHERE reserved_cpu_millis > capacity_cpu_millis - headroom_cpu_millis
-           OR reserved_ram_mb > capacity_ram_mb - headroom_ram_mb
-           OR reserved_disk_mb > capacity_disk_mb - headroom_disk_mb
+        WHERE reserved_cpu_millis > budget_cpu_millis OR reserved_ram_mb > budget_ram_mb OR reserved_disk_mb > budget_disk_mb
         UNION ALL
         SELECT 'status of ' || handle FROM servers
         WHERE status IN ('ready', 'in_use') AND (status = 'in_use') <> (placement_count > 0)
