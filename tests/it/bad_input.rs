@@ -22,6 +22,9 @@ use crate::support::{
     server, violations,
 };
 
+/// What is no over-commit, in percent.
+const NO_OVERCOMMIT: [u32; 4] = [0, 99, 10_001, u32::MAX];
+
 /// A string far longer than any field takes.
 const OVERSIZED: usize = 1 << 20;
 
@@ -580,6 +583,15 @@ fn server_fields<Q: Clone + std::fmt::Debug>(
         .bad(&[&field("capacity")], |q| at(q).capacity = None)
         .resources(&field("capacity"), |q, amounts| at(q).capacity = Some(amounts))
         .resources(&field("headroom"), |q, amounts| at(q).headroom = Some(amounts))
+        .each(&field("overcommit_percent.cpu"), NO_OVERCOMMIT, |q, cpu| {
+            at(q).overcommit_percent = Some(v1::Percentages { cpu: Some(cpu), ..Default::default() });
+        })
+        .each(&field("overcommit_percent.ram"), NO_OVERCOMMIT, |q, ram| {
+            at(q).overcommit_percent = Some(v1::Percentages { ram: Some(ram), ..Default::default() });
+        })
+        .each(&field("overcommit_percent.disk"), NO_OVERCOMMIT, |q, disk| {
+            at(q).overcommit_percent = Some(v1::Percentages { disk: Some(disk), ..Default::default() });
+        })
         .port(&field("port_range.start"), |q, port| at(q).port_range = Some(range(port, 9000)))
         .port(&field("port_range.end"), |q, port| at(q).port_range = Some(range(9000, port)))
         .bad(&[&field("port_range")], |q| at(q).port_range = Some(range(9000, 8999)))

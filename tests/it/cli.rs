@@ -86,7 +86,11 @@ impl Shell {
     }
 
     fn json(&self, line: &str) -> Value {
-        self.call(&format!("{line} --output json")).assert_code(0).json()
+        self.json_with_code(line, 0)
+    }
+
+    fn json_with_code(&self, line: &str, code: i32) -> Value {
+        self.call(&format!("{line} --output json")).assert_code(code).json()
     }
 }
 
@@ -703,4 +707,171 @@ async fn a_watch_is_coloured_where_it_is_asked_to_be_and_not_for_a_pipe() {
         );
         assert_eq!(completed.contains('\u{1b}'), green, "{color}: {completed:?}");
     }
+}
+
+/// A register that leaves nothing but the RAM to decide.
+fn with_ram(handle: &str, ram_mb: u32) -> String {
+    format!(
+        "servers register {handle} --address 192.0.2.9 --ram-mb {ram_mb} --disk-mb 100000 --cpu-millis 4000"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_project_is_moved_and_told_from_where() {
+    let shell = Shell::with_server().await;
+    shell.call("ensure shop backend dns:8053/udp").assert_code(0);
+    let told = shell.call("relocate shop").assert_code(4).stderr;
+    assert!(
+        told.contains("reason: NO_SERVERS (disposition OPERATOR)") && told.contains("RegisterServer"),
+        "{told}"
+    );
+    shell.call(&with_ram("web-2", 4096)).assert_code(0);
+    let would = shell.call("relocate shop --dry-run").assert_code(0).stdout;
+    assert!(would.starts_with("shop: would move from web-1, nothing was written\n"), "{would}");
+    assert_eq!(shell.json("get shop")["placement"]["server_handle"], "web-1");
+
+    let moved = shell.call("relocate shop --from web-1").assert_code(0).stdout;
+    let (head, table) = moved.split_once("\n\n").unwrap();
+    insta::assert_snapshot!(head, @r"
+    shop: moved from web-1
+    server: web-2 at 192.0.2.9
+    reserved: 512 MB RAM, 1024 MB disk, 0 CPU millis
+    ");
+    let rows: Vec<Vec<_>> =
+        table.lines().skip(1).map(|line| line.split_whitespace().skip(1).take(5).collect()).collect();
+    assert_eq!(
+        rows,
+        [["backend", "web-2", "192.0.2.9", "8000", "TCP"], ["dns", "web-2", "192.0.2.9", "8053", "UDP"]]
+    );
+    for again in ["relocate shop --from web-1", "relocate shop --to web-2"] {
+        let again = shell.call(again).assert_code(0).stdout;
+        assert!(again.starts_with("shop: is there already\nserver: web-2 at "), "{again}");
+    }
+    let back = shell.json("relocate shop --to web-1 --strategy binpack");
+    assert_eq!((&back["moved"], &back["from_server_handle"]), (&true.into(), &"web-2".into()));
+
+    // A larger one fits on no other now, and may later.
+    shell.call("ensure large --ram-mb 4000 --server web-1").assert_code(0);
+    shell.call("ensure small --ram-mb 500 --server web-2").assert_code(0);
+    let waits = shell.call("relocate large").assert_code(3).stderr;
+    assert!(
+        waits.contains("INSUFFICIENT_CAPACITY (disposition WAIT)") && waits.contains("`web-2`"),
+        "{waits}"
+    );
+    for (line, reason) in [
+        ("relocate never", "PROJECT_NOT_FOUND"),
+        ("relocate shop --to nowhere", "SERVER_NOT_FOUND"),
+        ("relocate shop --from nowhere", "SERVER_NOT_FOUND"),
+    ] {
+        let told = shell.call(&format!("{line} -o json")).assert_code(4).error_json();
+        assert_eq!((&told["reason"], &told["exit_code"]), (&reason.into(), &4.into()), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_drained_and_what_stays_is_an_exit_code() {
+    let shell = Shell::with_server().await;
+    for (project, ram_mb) in [("large", 5000), ("medium", 2500), ("small", 100)] {
+        shell.call(&format!("ensure {project} --ram-mb {ram_mb}")).assert_code(0);
+    }
+    shell.call(&with_ram("web-2", 2550)).assert_code(0);
+    let plan = shell.call("servers drain web-1 --dry-run").assert_code(4).stdout;
+    assert!(plan.contains("\nmedium   web-2  backend 8000/TCP\n"), "{plan}");
+    assert!(plan.ends_with("\n\n1 project would move; nothing was written; 3 there now\n"), "{plan}");
+    assert!(shell.call("servers get web-1").stdout.contains("status      IN_USE"));
+
+    // One needs a larger server.
+    let drained = shell.call("servers drain web-1").assert_code(4);
+    assert_eq!(drained.stderr, "");
+    let told: Vec<_> = drained.rows().iter().take(3).map(|row| row[..3].join(" ")).collect();
+    assert_eq!(
+        told,
+        ["medium web-2 backend", "large stays REQUEST_EXCEEDS_FLEET:", "small stays INSUFFICIENT_CAPACITY:"]
+    );
+    assert!(drained.stdout.ends_with("\n\n1 project moved; 2 left\n"), "{drained:?}");
+    assert!(shell.call("servers get web-1").stdout.contains("status      MAINTENANCE"));
+
+    // The other waits for room.
+    shell.call("release large").assert_code(0);
+    let waits = shell.json_with_code("servers drain web-1", 3);
+    assert_eq!(waits["remaining_count"], 1);
+    assert_eq!(
+        (&waits["results"][0]["reason"], &waits["results"][0]["disposition"]),
+        (&"INSUFFICIENT_CAPACITY".into(), &"DISPOSITION_WAIT".into())
+    );
+    shell.call("release medium").assert_code(0);
+    let done = shell.call("servers drain web-1").assert_code(0).stdout;
+    assert!(done.ends_with("\n\n1 project moved; 0 left\n"), "{done}");
+    let nothing = shell.call("servers drain web-1").assert_code(0).stdout;
+    assert!(nothing.ends_with("0 projects moved; 0 left\n"), "{nothing}");
+    let unknown = shell.call("servers drain nowhere").assert_code(4).stderr;
+    assert!(unknown.contains("SERVER_NOT_FOUND"), "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_is_shown_and_changed_by_name() {
+    let shell = Shell::with_server().await;
+    insta::assert_snapshot!(shell.call("servers policy").assert_code(0).stdout, @r"
+    default headroom: 0 MB RAM, 0 MB disk, 0 CPU millis, and at least 0 % RAM, 0 % disk, 0 % CPU
+    over-commit: 100 % RAM, 100 % disk, 100 % CPU
+    ");
+    let changed = shell.call("servers policy --headroom ram=512,disk=5% --overcommit cpu=4,ram=1.25");
+    insta::assert_snapshot!(changed.assert_code(0).stdout, @r"
+    default headroom: 512 MB RAM, 0 MB disk, 0 CPU millis, and at least 0 % RAM, 5 % disk, 0 % CPU
+    over-commit: 125 % RAM, 100 % disk, 400 % CPU
+    ");
+    assert_eq!(shell.json("servers policy")["policy"]["overcommit_percent"]["cpu"], 400);
+    let shown = shell.call("servers set web-1 overcommit.cpu=2").assert_code(0).stdout;
+    let lines = [
+        "headroom    the fleet's default",
+        "over-commit 200 % CPU",
+        "budget      9728 MB RAM, 95000 MB disk, 8000 CPU millis",
+        "free        9728 MB RAM, 95000 MB disk, 8000 CPU millis",
+    ];
+    assert_eq!(shell.call("servers get web-1").assert_code(0).stdout, shown);
+    for line in lines {
+        assert!(shown.lines().any(|told| told == line), "no `{line}` in {shown}");
+    }
+    for (flags, words) in [
+        ("--headroom ram=101%", "no share from 0% to 100%"),
+        ("--headroom gpu=1", "there are cpu, ram and disk"),
+        ("--overcommit ram=0.99", "no ratio from 1 to 100"),
+        ("--overcommit ram=100.01", "no ratio from 1 to 100"),
+    ] {
+        let told = shell.call(&format!("servers policy {flags}")).assert_code(2).stderr;
+        assert!(told.contains(words), "{flags}: {told}");
+    }
+    let stands = shell.call("servers policy").stdout;
+    assert!(stands.contains("over-commit: 125 % RAM"), "{stands}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_reported_and_another_told() {
+    let shell = Shell::with_server().await;
+    shell.call("ensure shop api").assert_code(0);
+    let told = shell.call("port-in-use shop api 8000 --detail nginx").assert_code(0).stdout;
+    assert!(
+        told.starts_with("api: now 8001/TCP on web-1 at 192.0.2.1; 8000 is set aside until 20"),
+        "{told}"
+    );
+    insta::assert_snapshot!(shell.call("port-in-use shop api 8000").assert_code(0).stdout, @"api: holds 8001/TCP on web-1 at 192.0.2.1; 8000 is not its port, and nothing was changed");
+    let watching = Watching::start(&["--from-beginning", "--project", "shop", "--endpoint", &shell.endpoint]);
+    let lines: Vec<_> = (0..6).map(|_| watching.line()).collect();
+    assert!(lines[4].contains("PORT_SET_ASIDE") && lines[4].contains("nginx"), "{lines:?}");
+    assert!(lines[5].contains("PORT_ALLOCATED") && lines[5].contains("8001"), "{lines:?}");
+    let taken = shell.call("ensure other api:8000").assert_code(4).stderr;
+    assert!(taken.contains("PORT_TAKEN") && taken.contains("was found in use on the host"), "{taken}");
+    let placed = shell.json("port-in-use shop api 8001 --start-port 9000");
+    assert_eq!((&placed["replaced"], &placed["allocation"]["port"]), (&true.into(), &9000.into()));
+
+    shell.call("servers set web-1 status=maintenance").assert_code(0);
+    for (line, reason, words) in [
+        ("port-in-use never api 8000", "PROJECT_NOT_FOUND", "has no placement"),
+        ("port-in-use shop db 8000", "MODULE_NOT_FOUND", "it has api"),
+        ("port-in-use shop api 9000", "BOUND_SERVER_NOT_ADMISSIBLE", "Repair the server"),
+    ] {
+        let told = shell.call(line).assert_code(4).stderr;
+        assert!(told.contains(&format!("reason: {reason} ")) && told.contains(words), "{line}: {told}");
+    }
+    shell.call("port-in-use shop api 65536").assert_code(2);
 }

@@ -51,6 +51,24 @@ pub fn resources(cpu_millis: u32, ram_mb: u64, disk_mb: u64) -> Option<v1::Resou
     Some(v1::Resources { cpu_millis: Some(cpu_millis), ram_mb: Some(ram_mb), disk_mb: Some(disk_mb) })
 }
 
+/// A policy that lets so much RAM be reserved of each hundred, and leaves the rest.
+pub fn ram_overcommit(percent: u32) -> v1::FleetPolicy {
+    v1::FleetPolicy {
+        overcommit_percent: Some(v1::Percentages { ram: Some(percent), ..Default::default() }),
+        ..Default::default()
+    }
+}
+
+/// A move of a project to wherever is best.
+pub fn away(project_id: &str) -> v1::RelocateProjectRequest {
+    v1::RelocateProjectRequest { project_id: project_id.to_owned(), ..Default::default() }
+}
+
+/// A move that a repeat does not make again.
+pub fn away_from(project_id: &str, from: &str) -> v1::RelocateProjectRequest {
+    v1::RelocateProjectRequest { from_server_handle: Some(from.to_owned()), ..away(project_id) }
+}
+
 /// Labels, of a server or of a selector.
 pub fn labels<M: FromIterator<(String, String)>>(pairs: &[(&str, &str)]) -> M {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
@@ -130,5 +148,48 @@ impl Client {
     pub async fn report(&mut self, handle: &str, usage: v1::Usage) -> v1::Server {
         let request = v1::ReportUsageRequest { handle: handle.to_owned(), usage: Some(usage) };
         self.inventory.report_usage(request).await.unwrap().into_inner().server.unwrap()
+    }
+
+    /// Moves a project.
+    pub async fn relocate(
+        &mut self,
+        request: v1::RelocateProjectRequest,
+    ) -> Result<v1::RelocateProjectResponse, Status> {
+        self.allocator.relocate_project(request).await.map(Response::into_inner)
+    }
+
+    /// Empties a server, which must work.
+    pub async fn drain(&mut self, request: v1::DrainServerRequest) -> v1::DrainServerResponse {
+        self.inventory.drain_server(request).await.unwrap().into_inner()
+    }
+
+    /// Reports a module's port as used by something else.
+    pub async fn port_in_use(
+        &mut self,
+        project_id: &str,
+        module: &str,
+        port: u32,
+    ) -> Result<v1::ReportPortInUseResponse, Status> {
+        let request = v1::ReportPortInUseRequest {
+            project_id: project_id.to_owned(),
+            module: module.to_owned(),
+            port,
+            detail: "nginx listens".to_owned(),
+            start_port: None,
+        };
+        self.allocator.report_port_in_use(request).await.map(Response::into_inner)
+    }
+
+    /// The fleet's policy.
+    pub async fn policy(&mut self) -> v1::FleetPolicy {
+        let answer = self.inventory.get_fleet_policy(v1::GetFleetPolicyRequest {}).await;
+        answer.unwrap().into_inner().policy.unwrap()
+    }
+
+    /// Changes the fleet's policy.
+    pub async fn set_policy(&mut self, policy: v1::FleetPolicy) -> Result<v1::FleetPolicy, Status> {
+        let request = v1::UpdateFleetPolicyRequest { policy: Some(policy) };
+        let answer = self.inventory.update_fleet_policy(request).await?;
+        Ok(answer.into_inner().policy.unwrap())
     }
 }
