@@ -4,6 +4,7 @@
 use resource_allocator::proto::v1;
 use serde_json::Value;
 use sqlx::Executor as _;
+use tokio::task::JoinSet;
 
 use crate::support::{
     TestService,
@@ -97,6 +98,39 @@ async fn a_database_that_the_service_alone_wrote_is_what_its_log_says() {
     let output = run(&["audit", "--database-url", service.database.url()]);
     let told = String::from_utf8(output.stdout).unwrap();
     assert!(told.ends_with("everything is as it should be\n"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_decided_as_its_requests_are_one_by_one() {
+    let service = TestService::start().await;
+    history(&service).await;
+    let mut callers = JoinSet::new();
+    for caller in 0..32 {
+        let mut client = service.client.clone();
+        callers.spawn(async move {
+            for number in 0..8 {
+                let name = format!("p-{caller}-{number}");
+                // Some find no room, towards the end; some are given back meanwhile.
+                let strategy = 1 + number % 2;
+                let wanted = v1::EnsureAllocationRequest {
+                    strategy,
+                    resources: resources(100, 64, 64),
+                    ..request(&name)
+                };
+                let _ = client.place(wanted).await;
+                if number % 3 == 0 {
+                    client.release(&name, &[]).await;
+                }
+            }
+        });
+    }
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+    // Transactions of many took them; the audit decides them again, each by itself.
+    let (report, code) = audit(&service);
+    assert_eq!((code, report["decisions_open"].as_i64()), (Some(0), Some(0)), "{report:#}");
+    assert!(report["decisions_same"].as_i64() > Some(200), "{report:#}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
