@@ -206,7 +206,17 @@ impl Store {
     /// [`StoreError::Unavailable`] when no connection can be had.
     #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
     pub async fn begin_snapshot(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        Ok(self.shared.begin_with(BEGIN_SNAPSHOT).await?)
+        let shared = self.shared.clone();
+        // In a task of its own, which goes on when the caller hangs up. sqlx takes no note of a BEGIN before its answer is there,
+        // so one that is given up on its way leaves the connection to others inside of the snapshot, for them to read what was.
+        match tokio::spawn(async move { shared.begin_with(BEGIN_SNAPSHOT).await }).await {
+            Ok(begun) => Ok(begun?),
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is shutting down.
+                Err(_) => Err(StoreError::from(sqlx::Error::PoolClosed)),
+            },
+        }
     }
 
     /// Closes every connection.

@@ -192,3 +192,33 @@ async fn readers_cannot_take_the_connections_of_the_combiner_and_of_health() {
     drop(taken);
     store.close().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_nobody_awaits_is_not_left_to_the_next_reader() {
+    let database = TestDatabase::create().await;
+    // All that share have one connection.
+    let store = Store::new(StoreOptions {
+        connect: database.connect_options(),
+        max_connections: 5,
+        acquire_timeout: Duration::from_secs(30),
+    });
+    drop(store.acquire().await.unwrap());
+    for patience in 0..200 {
+        // The caller hangs up a little later each time: before the question is sent, before it is answered, after that.
+        let hang_up = async {
+            for _ in 0..patience {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = store.begin_snapshot() => {}
+            () = hang_up => {}
+        }
+        let mut conn = store.acquire().await.unwrap();
+        let isolation: String =
+            sqlx::query_scalar("SHOW transaction_isolation").fetch_one(&mut *conn).await.unwrap();
+        assert_eq!(isolation, "read committed");
+    }
+    store.close().await;
+}
