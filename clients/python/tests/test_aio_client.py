@@ -12,7 +12,7 @@ from conftest import Fleet
 from live_service import PATIENCE_S, Service
 from scripted import Scripted
 
-from resource_allocator_client import AsyncResourceAllocator
+from resource_allocator_client import AsyncResourceAllocator, ensure_request
 from resource_allocator_client.errors import (
     DeadlinePassed,
     InsufficientCapacity,
@@ -39,6 +39,11 @@ def test_the_calls_are_those_of_the_client_that_blocks(shared_service: Service, 
             with pytest.raises(InsufficientCapacity) as full:
                 await client.ensure(f"{tag}-large", ram_mb=2000, server_selector=fleet.selector)
             assert full.value.metadata["nearest.short.ram_mb"] == "464"
+            request = ensure_request(f"{tag}-large", ram_mb=2000, server_selector=fleet.selector)
+            refused, unchanged = await client.ensure_many([request, ensure_request(tag)])
+            assert isinstance(refused, InsufficientCapacity)
+            assert unchanged.allocations == created.allocations
+            assert (await client.ensure(tag, ttl=60)).placement.HasField("expire_time")
             with pytest.raises(InvalidRequest) as bad:
                 await client.ensure("no blanks")
             assert [one.field for one in bad.value.field_violations] == ["project_id"]

@@ -8,7 +8,7 @@ import pytest
 from conftest import Fleet
 from live_service import PATIENCE_S, Service
 
-from resource_allocator_client import Disposition, ModuleSpec, Protocol, ResourceAllocator
+from resource_allocator_client import Disposition, ModuleSpec, Protocol, ResourceAllocator, ensure_request
 from resource_allocator_client.errors import (
     DeadlinePassed,
     InsufficientCapacity,
@@ -163,6 +163,37 @@ def test_a_port_that_a_stranger_holds_is_replaced_and_once(client: ResourceAlloc
     with pytest.raises(ModuleNotFound) as unknown:
         client.report_port_in_use(tag, "frontend", 8000)
     assert unknown.value.metadata["modules"] == "backend"
+
+
+def test_many_projects_with_one_call_each_have_an_answer_of_their_own(client, fleet: Fleet, tag: str):
+    fleet.register(ram_mb=1000 * 4)
+    requests = [
+        ensure_request(f"{tag}-{n}", ram_mb=ram, server_selector=fleet.selector) for n, ram in enumerate([64, 9999, 64])
+    ]
+    requests.append(ensure_request("no blanks"))
+    placed, too_large, again, malformed = client.ensure_many(requests)
+    assert ports(placed) == {"backend": 8000}
+    assert ports(again) == {"backend": 8001}
+    assert isinstance(too_large, RequestExceedsFleet)
+    assert too_large.metadata["asked.ram_mb"] == "9999"
+    assert [bad.field for bad in malformed.field_violations] == ["project_id"]
+    assert client.ensure_many([]) == ()
+    # More than one call takes.
+    many = [ensure_request(f"{tag}-0")] * 1001
+    assert [answer.outcome for answer in client.ensure_many(many)] == [types.ENSURE_OUTCOME_UNCHANGED] * 1001
+
+
+def test_a_lease_is_renewed_kept_and_ended(client: ResourceAllocator, fleet: Fleet, tag: str):
+    fleet.register()
+    leased = client.ensure(tag, server_selector=fleet.selector, ttl=60).placement.expire_time
+    assert leased.seconds > 0
+    assert client.ensure(tag).placement.expire_time == leased
+    assert client.ensure(tag, ttl=3600).placement.expire_time.seconds > leased.seconds + 3000
+    assert not client.ensure(tag, ttl=0).placement.HasField("expire_time")
+    with pytest.raises(InvalidRequest):
+        client.ensure(tag, ttl=0.5)
+    waited = client.wait(f"{tag}-waiting", server_selector=fleet.selector, wait_for=60, ttl=60)
+    assert waited.placement.HasField("expire_time")
 
 
 def test_many_callers_at_once_get_one_placement(client: ResourceAllocator, fleet: Fleet, tag: str):

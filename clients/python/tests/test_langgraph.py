@@ -113,6 +113,13 @@ def test_a_refusal_stops_the_graph_and_stays_typed_l10(client, fleet: Fleet, sta
     assert reached == []
 
 
+def test_a_graph_may_lease_its_place(client: ResourceAllocator, fleet: Fleet, state, tag: str):
+    fleet.register()
+    state["project_spec"]["ttl_s"] = 60
+    graph_with(resource_allocator_node(client)).invoke(state)
+    assert client.get(tag).placement.HasField("expire_time")
+
+
 def test_the_node_waits_where_it_is_told_to(client, fleet: Fleet, state, tag: str):
     fleet.register(ram_mb=256)
     client.ensure(f"{tag}-holder", ram_mb=200, server_selector=fleet.selector)

@@ -12,6 +12,7 @@ errors are in `resource_allocator_client.errors`. `resource_allocator_client.lan
 """
 
 from ._requests import Module, Strategy
+from ._requests import ensure as ensure_request
 from ._version import __version__
 from ._waiting import may_have_made_room
 from .aio_client import AsyncResourceAllocator
@@ -53,5 +54,6 @@ __all__ = [
     "WaitRefusal",
     "Watch",
     "__version__",
+    "ensure_request",
     "may_have_made_room",
 ]

@@ -26,6 +26,7 @@ _SERVICE = "resourceallocator.v1.ResourceAllocator"
 # the server that the project leaves. A stream is not in the list, for its reader resumes it with a token.
 _REPEATABLE = (
     "EnsureAllocation",
+    "BatchEnsureAllocations",
     "ReleaseAllocation",
     "ListAllocations",
     "ListWaiting",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Literal, TypeAlias
 
 from google.protobuf.duration_pb2 import Duration
@@ -15,8 +16,9 @@ Module: TypeAlias = str | types.ModuleSpec
 # Which of the servers that fit is chosen; None leaves it to the service.
 Strategy: TypeAlias = Literal["SPREAD", "BINPACK"]
 
-# The largest page that the service gives.
+# The largest page that the service gives, and the largest batch that it takes.
 PAGE_SIZE = 1000
+BATCH_SIZE = 1000
 
 
 def ensure(
@@ -31,6 +33,7 @@ def ensure(
     start_port: int | None = None,
     strategy: Strategy | None = None,
     validate_only: bool = False,
+    ttl: float | None = None,
 ) -> api.EnsureAllocationRequest:
     """Builds the request of EnsureAllocation; what is None is left unset."""
     return api.EnsureAllocationRequest(
@@ -42,7 +45,14 @@ def ensure(
         start_port=start_port,
         strategy=_strategy(strategy),
         validate_only=validate_only,
+        # Unset keeps the lease that stands, nothing ends it.
+        ttl=None if ttl is None else _duration(ttl),
     )
+
+
+def batch(requests: Sequence[api.EnsureAllocationRequest]) -> api.BatchEnsureAllocationsRequest:
+    """Builds the request of BatchEnsureAllocations."""
+    return api.BatchEnsureAllocationsRequest(requests=requests)
 
 
 def waiting(request: api.EnsureAllocationRequest, seconds: float) -> api.EnsureAllocationRequest:
@@ -50,7 +60,7 @@ def waiting(request: api.EnsureAllocationRequest, seconds: float) -> api.EnsureA
     copy = api.EnsureAllocationRequest()
     copy.CopyFrom(request)
     # A time of nothing would mean not to wait; what is left is always worth a look.
-    copy.wait_for_capacity.CopyFrom(Duration(seconds=int(seconds), nanos=max(1, int(seconds % 1 * 1e9))))
+    copy.wait_for_capacity.CopyFrom(_duration(max(seconds, 0.001)))
     return copy
 
 
@@ -162,6 +172,12 @@ def _refuse_text(modules: Iterable[object]) -> None:
 
 def _resources(cpu_millis: int | None, ram_mb: int | None, disk_mb: int | None) -> types.Resources:
     return types.Resources(cpu_millis=cpu_millis, ram_mb=ram_mb, disk_mb=disk_mb)
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
 
 
 def _strategy(strategy: Strategy | None) -> types.PlacementStrategy.ValueType:

@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from .errors import DOMAIN, Disposition, FieldViolation, ResourceAllocatorError, error_of
+from .v1 import resource_allocator_pb2 as api
 
 # Where a status with its details travels.
 _DETAILS = "grpc-status-details-bin"
@@ -25,10 +26,26 @@ _BY_CODE: dict[grpc.StatusCode, tuple[str, Disposition]] = {
 }
 
 
+# The codes by their numbers, as a status inside of an answer has them.
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+
+
 def read_error(error: grpc.RpcError, endpoint: str) -> ResourceAllocatorError:
     """Gives the exception that an error of a call stands for; `endpoint` is where the call went."""
     code, message = _code_and_message(error)
-    info, retry_after, violations = _details(error)
+    return _error_of(code, message, _status(error), endpoint)
+
+
+def result_of(result: api.BatchEnsureResult, endpoint: str) -> api.EnsureAllocationResponse | ResourceAllocatorError:
+    """Gives what became of one request of a batch."""
+    if result.WhichOneof("result") == "response":
+        return result.response
+    code = _CODES.get(result.status.code, grpc.StatusCode.UNKNOWN)
+    return _error_of(code, result.status.message, result.status, endpoint)
+
+
+def _error_of(code: grpc.StatusCode, message: str, status: status_pb2.Status, endpoint: str) -> ResourceAllocatorError:
+    info, retry_after, violations = _details(status)
     if info is None or info.domain != DOMAIN:
         return _of_transport(code, message, endpoint)
     metadata = dict(info.metadata)
@@ -51,12 +68,12 @@ def _code_and_message(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
 
 
 def _details(
-    error: grpc.RpcError,
+    status: status_pb2.Status,
 ) -> tuple[error_details_pb2.ErrorInfo | None, timedelta | None, list[FieldViolation]]:
     info: error_details_pb2.ErrorInfo | None = None
     retry_after: timedelta | None = None
     violations: list[FieldViolation] = []
-    for detail in _status(error).details:
+    for detail in status.details:
         told = error_details_pb2.ErrorInfo()
         retry = error_details_pb2.RetryInfo()
         bad = error_details_pb2.BadRequest()

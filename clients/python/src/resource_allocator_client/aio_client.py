@@ -15,7 +15,7 @@ from ._channel import ChannelOptions, find_endpoint, open_async_channel
 from ._patience import Backoff, Patience
 from ._requests import Module, Strategy
 from ._resumption import Resumption
-from ._status import read_error
+from ._status import read_error, result_of
 from .aio_watch import AsyncWatch
 from .client import TIMEOUT, Listing
 from .errors import ResourceAllocatorError, TechnicalFailure, WaitRefusal
@@ -54,6 +54,7 @@ class AsyncResourceAllocator:
         start_port: int | None = None,
         strategy: Strategy | None = None,
         validate_only: bool = False,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> api.EnsureAllocationResponse:
         """Places a project on a server, once, and gives every module of it a port; see `ResourceAllocator.ensure`."""
@@ -68,8 +69,21 @@ class AsyncResourceAllocator:
             start_port=start_port,
             strategy=strategy,
             validate_only=validate_only,
+            ttl=ttl,
         )
         return await self._call(self._stub.EnsureAllocation, request, timeout)
+
+    async def ensure_many(
+        self, requests: Iterable[api.EnsureAllocationRequest], *, timeout: float | None = None
+    ) -> tuple[api.EnsureAllocationResponse | ResourceAllocatorError, ...]:
+        """Ensures many projects, and gives for each its answer or its refusal; see `ResourceAllocator.ensure_many`."""
+        left = tuple(requests)
+        results: tuple[api.EnsureAllocationResponse | ResourceAllocatorError, ...] = ()
+        while left:
+            batch, left = left[: _requests.BATCH_SIZE], left[_requests.BATCH_SIZE :]
+            answer = await self._call(self._stub.BatchEnsureAllocations, _requests.batch(batch), timeout)
+            results += tuple(result_of(result, self.endpoint) for result in answer.results)
+        return results
 
     async def wait(
         self,
@@ -84,6 +98,7 @@ class AsyncResourceAllocator:
         server_selector: Mapping[str, str] | None = None,
         start_port: int | None = None,
         strategy: Strategy | None = None,
+        ttl: float | None = None,
     ) -> api.EnsureAllocationResponse:
         """Does what `ensure` does, and waits up to `wait_for` seconds for capacity; see `ResourceAllocator.wait`."""
         request = _requests.ensure(
@@ -96,6 +111,7 @@ class AsyncResourceAllocator:
             server_selector=server_selector,
             start_port=start_port,
             strategy=strategy,
+            ttl=ttl,
         )
         wait = _waiting.Wait(wait_for)
         try:

@@ -16,7 +16,7 @@ from ._channel import ChannelOptions, find_endpoint, open_channel
 from ._patience import Backoff, Patience
 from ._requests import Module, Strategy
 from ._resumption import Resumption
-from ._status import read_error
+from ._status import read_error, result_of
 from .errors import ResourceAllocatorError, TechnicalFailure, WaitRefusal
 from .v1 import resource_allocator_pb2 as api
 from .v1 import types_pb2 as types
@@ -82,12 +82,14 @@ class ResourceAllocator:
         start_port: int | None = None,
         strategy: Strategy | None = None,
         validate_only: bool = False,
+        ttl: float | None = None,
         timeout: float | None = None,
     ) -> api.EnsureAllocationResponse:
         """Places a project on a server, once, and gives every module of it a port. A repeat changes nothing and answers the same.
 
         No modules means `backend` for a project that is not placed yet. A resource that is None takes the service's default
         (512 MB RAM, 1024 MB disk, no CPU) or keeps what is reserved. `validate_only` tells what would happen and writes nothing.
+        With `ttl` the placement ends by itself after as many seconds, unless the call is repeated with one; 0 has it stay for good.
         """
         request = _requests.ensure(
             project_id,
@@ -100,8 +102,25 @@ class ResourceAllocator:
             start_port=start_port,
             strategy=strategy,
             validate_only=validate_only,
+            ttl=ttl,
         )
         return self._call(self._stub.EnsureAllocation, request, timeout)
+
+    def ensure_many(
+        self, requests: Iterable[api.EnsureAllocationRequest], *, timeout: float | None = None
+    ) -> tuple[api.EnsureAllocationResponse | ResourceAllocatorError, ...]:
+        """Ensures many projects, each as `ensure` would, and gives for each its answer or its refusal, in their order.
+
+        `ensure_request` makes the requests. One that is refused fails alone and is not raised. More than a thousand go in several
+        calls, and `timeout` is for each of these; a call that fails as a whole is raised, and may be repeated with all of them.
+        """
+        left = tuple(requests)
+        results: tuple[api.EnsureAllocationResponse | ResourceAllocatorError, ...] = ()
+        while left:
+            batch, left = left[: _requests.BATCH_SIZE], left[_requests.BATCH_SIZE :]
+            answer = self._call(self._stub.BatchEnsureAllocations, _requests.batch(batch), timeout)
+            results += tuple(result_of(result, self.endpoint) for result in answer.results)
+        return results
 
     def wait(
         self,
@@ -116,6 +135,7 @@ class ResourceAllocator:
         server_selector: Mapping[str, str] | None = None,
         start_port: int | None = None,
         strategy: Strategy | None = None,
+        ttl: float | None = None,
     ) -> api.EnsureAllocationResponse:
         """Does what `ensure` does, and waits up to `wait_for` seconds for capacity where there is none now.
 
@@ -132,6 +152,7 @@ class ResourceAllocator:
             server_selector=server_selector,
             start_port=start_port,
             strategy=strategy,
+            ttl=ttl,
         )
         wait = _waiting.Wait(wait_for)
         try:

@@ -58,6 +58,8 @@ class ProjectSpec(TypedDict, total=False):
     server_selector: Mapping[str, str]
     start_port: int
     strategy: Strategy
+    # The placement ends by itself after this many seconds, unless the graph runs again.
+    ttl_s: float
 
 
 class PlacementInfo(TypedDict):
@@ -158,6 +160,8 @@ def read_state(state: Mapping[str, Any]) -> tuple[str, list[Module], dict[str, A
     if not isinstance(spec, Mapping):
         raise ValueError(f"the graph's state has no `project_spec` for `{project_id}`; an empty one will do")
     needs = {key: spec[key] for key in ("server_handle", "server_selector", "start_port", "strategy") if key in spec}
+    if "ttl_s" in spec:
+        needs["ttl"] = spec["ttl_s"]
     resources = spec.get("resources", {})
     if unknown := set(resources) - {"cpu_millis", "ram_mb", "disk_mb"}:
         # A need that is misspelt would be a need that is not reserved.
