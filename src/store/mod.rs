@@ -91,12 +91,11 @@ impl Store {
             .application_name("resource-allocator")
             .log_statements(tracing::log::LevelFilter::Trace)
             .log_slow_statements(tracing::log::LevelFilter::Warn, Duration::from_secs(1));
-        let pool = |max_connections| {
+        let pool = |max_connections, tested| {
             PgPoolOptions::new()
                 .max_connections(max_connections)
                 .acquire_timeout(options.acquire_timeout)
-                // A round trip for each request that takes a connection; a broken one shows itself, and the request is repeated.
-                .test_before_acquire(false)
+                .test_before_acquire(tested)
                 .after_connect(|conn, _| {
                     Box::pin(async move {
                         conn.execute(PREFER_INDEXES).await?;
@@ -106,11 +105,13 @@ impl Store {
                 .connect_lazy_with(connect.clone())
         };
         Self {
-            shared: pool(options.max_connections.saturating_sub(OWN).max(1)),
-            combiner: pool(1),
-            reader: pool(1),
-            tailer: pool(1),
-            health: pool(1),
+            // Many that lie idle for long: those that a Postgres which is gone has left behind must not fail one caller each.
+            shared: pool(options.max_connections.saturating_sub(OWN).max(1), true),
+            // One each, in use all the time. To test it would be a round trip for each batch; a broken one shows itself at once.
+            combiner: pool(1, false),
+            reader: pool(1, false),
+            tailer: pool(1, false),
+            health: pool(1, false),
         }
     }
 
