@@ -193,6 +193,11 @@ async fn drain(
 
 async fn first_look(store: &Store) -> Result<(pools::PoolState, Vec<u8>), StoreError> {
     let mut conn = store.acquire().await?;
+    if pools::settle_home(&mut conn).await? {
+        tracing::warn!(
+            "this database was restored or copied: its log is another history now, and watchers are told so"
+        );
+    }
     Ok((pools::find(&mut conn).await?, pools::find_token_key(&mut conn).await?))
 }
 

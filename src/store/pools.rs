@@ -154,3 +154,42 @@ pub async fn find_token_key(conn: &mut PgConnection) -> Result<Vec<u8>, StoreErr
         .fetch_one(conn)
         .await?)
 }
+
+/// Notes where this history is written. A database that was copied or restored from a dump is told by that: what follows there
+/// is another history, so its epoch is renewed, and who watched the first one learns so.
+///
+/// Returns whether the epoch was renewed. A role that may not ask for the cluster's identity leaves everything as it is.
+///
+/// # Errors
+/// [`StoreError::Unavailable`].
+pub async fn settle_home(conn: &mut PgConnection) -> Result<bool, StoreError> {
+    let allowed = sqlx::query_scalar!(
+        r#"SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE') AS "allowed!""#
+    )
+    .fetch_one(&mut *conn)
+    .await?;
+    if !allowed {
+        tracing::warn!(
+            "the database's role may not ask for the cluster's identity, so a restore would not be noticed"
+        );
+        return Ok(false);
+    }
+    let moved = sqlx::query_scalar!(
+        r#"
+        WITH here AS (
+            SELECT control.system_identifier || '/' || database.oid AS home
+            FROM pg_control_system() AS control, pg_database AS database WHERE database.datname = current_database()
+        ), old AS (
+            SELECT pool_id, home FROM pools WHERE pool_id = $1 FOR UPDATE
+        )
+        UPDATE pools SET home = here.home, epoch = CASE WHEN old.home IS NULL THEN epoch ELSE gen_random_uuid() END
+        FROM here, old
+        WHERE pools.pool_id = old.pool_id AND old.home IS DISTINCT FROM here.home
+        RETURNING old.home IS NOT NULL AS "moved!"
+        "#,
+        DEFAULT_POOL
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(moved == Some(true))
+}

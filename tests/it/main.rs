@@ -29,6 +29,7 @@ mod refusals;
 mod release;
 mod relocation;
 mod replicas;
+mod restore;
 mod schema;
 mod startup;
 mod strict;

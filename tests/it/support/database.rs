@@ -1,6 +1,7 @@
 //! The run's Postgres, and a database for each test, cloned from a template that was migrated once.
 
 use std::{
+    path::PathBuf,
     process,
     str::FromStr as _,
     sync::{
@@ -110,6 +111,13 @@ impl TestDatabase {
         let url = cluster.url(&name);
         let sql = PgPoolOptions::new().max_connections(4).connect(&url).await.unwrap();
         Self { name, url, sql }
+    }
+
+    /// The path of one of Postgres' programs, such as `pg_dump`, of the cluster's own version.
+    pub fn program(name: &str) -> PathBuf {
+        // The folder in use may hold links to those alone that a server needs.
+        let server = cluster().bin_dir().join("postgres").canonicalize().unwrap();
+        server.with_file_name(name)
     }
 
     /// Its URL.
