@@ -19,6 +19,8 @@ has() { command -v "$1" >/dev/null 2>&1; }
 # need_go_tool PACKAGE@VERSION: builds a program into the tools folder; a note beside it says which version it is.
 need_go_tool() {
     local name="${1%@*}"
+    # A module's major version is no part of its program's name.
+    if [[ "$name" =~ /v[0-9]+$ ]]; then name="${name%/*}"; fi
     local program="$TOOLS/bin/${name##*/}" note="$TOOLS/bin/.${name##*/}.version"
     if [[ -x "$program" && "$(cat "$note" 2>/dev/null)" == "$1" ]]; then return; fi
     has go || fail "${name##*/} is built by Go, which is not on this machine"
