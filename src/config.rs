@@ -123,6 +123,9 @@ pub struct ListenArgs {
     /// How long requests under way may take once the service is told to stop
     #[arg(long, env = "RESOURCE_ALLOCATOR_DRAIN_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub drain_timeout: Duration,
+    /// For how long a watcher may take nothing before its stream ends as too slow
+    #[arg(long, env = "RESOURCE_ALLOCATOR_WATCH_STALL_LIMIT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    pub watch_stall_limit: Duration,
     /// An origin whose pages may call from a browser, by gRPC-web or JSON, such as `https://console.example.com`; may be repeated
     #[arg(
         long = "cors-origin",

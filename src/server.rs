@@ -6,7 +6,7 @@ use anyhow::{Context as _, anyhow, bail};
 use sqlx::migrate::MigrateError;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::{
-    service::Routes,
+    service::{LayerExt as _, Routes},
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -14,9 +14,9 @@ use tower::util::MapResponseLayer;
 
 use crate::{
     allocator::{Allocator, AllocatorOptions},
-    api::{Api, request_id::RequestIdLayer, transport_errors::with_reason},
+    api::{Api, prepared::with_prepared_body, request_id::RequestIdLayer, transport_errors::with_reason},
     domain::{policy::PolicyPatch, request::Strategy},
-    events::Hub,
+    events::{Hub, WatchOptions},
     http::{self, Origin, Readiness},
     proto::{
         FILE_DESCRIPTOR_SET,
@@ -59,6 +59,8 @@ pub struct ServerOptions {
     pub store: StoreOptions,
     /// The allocator.
     pub allocator: AllocatorOptions,
+    /// How watchers are treated.
+    pub watch: WatchOptions,
     /// Which server is chosen where a request does not say.
     pub strategy: Strategy,
     /// What is changed of the fleet's policy at start.
@@ -111,7 +113,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         let changed = allocator.update_policy(options.policy, "flags-at-start".to_owned()).await;
         changed.context("cannot set the fleet's policy")?;
     }
-    let hub = Hub::start(store.clone(), allocator.committed(), shutdown.soft.clone());
+    let hub = Hub::start(store.clone(), options.watch, allocator.committed(), shutdown.soft.clone());
     let api = Api::new(allocator, hub, &token_key, pool.epoch, options.strategy);
     for server in options.inventory {
         let handle = server.handle.clone();
@@ -124,8 +126,9 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
     health.set(Readiness::Ready).await;
     let watch_health = tokio::spawn(watch_health(store.clone(), health.clone()));
 
+    let allocations = ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let routes = Routes::new(health_service)
-        .add_service(ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(MapResponseLayer::new(with_prepared_body).named_layer(allocations))
         .add_service(ServerInventoryServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);

@@ -143,7 +143,7 @@ impl Call<'_> {
             tokio::select! {
                 message = messages.next() => match message {
                     // Of an operation the first event tells all that there is to know.
-                    Some(Ok(Message::Event { entry, index: 0 })) => {
+                    Some(Ok(Message::Events { entry, events })) if events.start == 0 => {
                         if let Some(stood) = standing.read(&entry)? {
                             return Ok(stood);
                         }

@@ -285,14 +285,18 @@ fn relocated(entry: &LogEntry, relocated: &Relocated) -> v1::Relocated {
     }
 }
 
-/// The event at `index` of an operation; none where the operation has no such event.
-pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEvent> {
+/// The events of an operation.
+pub(super) fn events(entry: &LogEntry) -> impl Iterator<Item = v1::AllocationEvent> {
+    entry.operation.events().into_iter().enumerate().map(|(index, told)| event(entry, index, told))
+}
+
+fn event(entry: &LogEntry, index: usize, event: Event<'_>) -> v1::AllocationEvent {
     let allocation_of = |address: &str, held: &Allocation| match (&entry.project_id, &entry.server_handle) {
         (Some(project_id), Some(handle)) => Some(allocation(project_id, handle, address, held)),
         _ => None,
     };
     let handle = entry.server_handle.as_ref().map(ToString::to_string).unwrap_or_default();
-    let detail = match entry.operation.events().get(index)? {
+    let detail = match event {
         Event::Requested(requested) => v1::allocation_event::Detail::Requested(self::requested(requested)),
         Event::ServerSelected(ensured, selected) => {
             v1::allocation_event::Detail::ServerSelected(v1::ServerSelected {
@@ -366,14 +370,14 @@ pub(super) fn event(entry: &LogEntry, index: usize) -> Option<v1::AllocationEven
     };
     // The request came before a server was chosen.
     let requested = matches!(detail, v1::allocation_event::Detail::Requested(_));
-    Some(v1::AllocationEvent {
-        sequence: entry.first_sequence + i64::try_from(index).unwrap_or(0),
+    v1::AllocationEvent {
+        sequence: entry.sequence_of(index),
         event_time: Some(timestamp(entry.event_time)),
         project_id: entry.project_id.as_ref().map(ToString::to_string).unwrap_or_default(),
         server_handle: if requested { String::new() } else { handle },
         request_id: entry.request_id.clone(),
         detail: Some(detail),
-    })
+    }
 }
 
 /// What is only planned has no id, no etag and no time; so that an answer reads alike, neither has what is committed already.

@@ -8,6 +8,7 @@ mod deadline;
 mod decode;
 mod encode;
 mod inventory;
+pub mod prepared;
 mod relocations;
 pub mod request_id;
 pub mod status;
@@ -177,7 +178,7 @@ impl ResourceAllocator for Api {
         &self,
         request: Request<v1::WatchAllocationsRequest>,
     ) -> Result<Response<WatchResponses>, Status> {
-        self.answer(request, Self::watch).await
+        Ok(self.answer(request, Self::watch).await?.into_inner().into_response())
     }
 }
 

@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::{
     allocator::AllocatorOptions,
     config::{DatabaseArgs, ListenArgs, LogArgs, PlacementArgs},
+    events::WatchOptions,
     inventory_file,
     postgres::{self, Cluster},
     proto::v1,
@@ -92,6 +93,7 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
             line_limit: usize::try_from(args.placement.line_limit)?,
             ..AllocatorOptions::default()
         },
+        watch: WatchOptions { stall_limit: args.listen.watch_stall_limit },
         strategy: args.placement.strategy.into(),
         policy: args.placement.policy(),
         inventory,

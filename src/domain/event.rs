@@ -40,6 +40,28 @@ impl LogEntry {
         self.first_sequence + self.operation.event_count() - 1
     }
 
+    /// The number of the event at `index`.
+    #[must_use]
+    pub fn sequence_of(&self, index: usize) -> i64 {
+        self.first_sequence.saturating_add(i64::try_from(index).unwrap_or(i64::MAX))
+    }
+
+    /// How many of its events have this number or a lower one.
+    #[must_use]
+    pub fn events_up_to(&self, sequence: i64) -> usize {
+        let count = sequence.min(self.last_sequence()) - self.first_sequence + 1;
+        usize::try_from(count).unwrap_or(0)
+    }
+
+    /// The servers that it is about: of a move both.
+    pub fn servers(&self) -> impl Iterator<Item = &ServerHandle> {
+        let left = match &self.operation {
+            Operation::Relocated(relocated) => Some(&relocated.from_server_handle),
+            _ => None,
+        };
+        self.server_handle.iter().chain(left)
+    }
+
     /// Whether the event at `index` is about the server: that of a move is about both.
     #[must_use]
     pub fn concerns(&self, index: usize, handle: &ServerHandle) -> bool {

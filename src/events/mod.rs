@@ -3,14 +3,17 @@
 //! The table is the truth. What the tailer hands round is a shortcut: a watcher that finds a gap in it, for whatever reason,
 //! reads the table.
 
+mod feed;
+mod shared;
 mod subscription;
 mod tailer;
 
 use std::sync::Arc;
 
 pub use self::{
+    shared::{Batch, EncodedEvents, SharedEntry},
     subscription::{Filter, Message, Start, WatchStream},
-    tailer::Hub,
+    tailer::{Hub, WatchOptions},
 };
 use crate::store::StoreError;
 

@@ -1,9 +1,9 @@
 //! One watcher: history from the table in bounded pages, then live, without a gap between the two.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{broadcast, mpsc, oneshot},
+    sync::{broadcast::error::RecvError, mpsc},
     time::Instant,
 };
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
@@ -11,7 +11,9 @@ use uuid::Uuid;
 
 use super::{
     WatchError,
-    tailer::{Hub, Position, READ_LIMIT},
+    feed::{Heard, Listener},
+    shared::{Batch, SharedEntry},
+    tailer::{Hub, READ_LIMIT},
 };
 use crate::{
     domain::{ProjectId, ServerHandle, event::LogEntry},
@@ -21,9 +23,9 @@ use crate::{
 /// How many operations of the history are read at once. Few, for one of a server with every label and port it may have is large.
 const PAGE: i64 = 100;
 /// How many messages wait for a watcher that does not read.
-const WAITING: usize = 256;
-/// For how long a watcher may take nothing before it is told that it is too slow.
-const STALL: Duration = Duration::from_secs(30);
+const WAITING: usize = 64;
+/// The same of one who watches everything, to whom a message may be a page.
+const PAGES_WAITING: usize = 8;
 /// How often a quiet watcher's resume point moves on; the contract says at least every 10 s.
 const BOOKMARK: Duration = Duration::from_secs(5);
 /// How long a read that failed waits before it is tried again.
@@ -39,6 +41,11 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Whether every event is wanted.
+    fn is_empty(&self) -> bool {
+        self.project_id.is_none() && self.server_handle.is_none()
+    }
+
     /// Whether the event at `index` of the operation is wanted.
     fn passes(&self, entry: &LogEntry, index: usize) -> bool {
         self.project_id.as_ref().is_none_or(|id| entry.project_id.as_ref() == Some(id))
@@ -65,29 +72,20 @@ pub enum Start {
 /// What a watcher is sent.
 #[derive(Debug, Clone)]
 pub enum Message {
-    /// An event: the one at `index` of an operation.
-    Event {
+    /// All events of operations that follow each other.
+    Batch(Arc<Batch>),
+    /// Events of an operation.
+    Events {
         /// The operation.
-        entry: Arc<LogEntry>,
-        /// Which of its events.
-        index: usize,
+        entry: Arc<SharedEntry>,
+        /// Which of its events, at least one.
+        events: Range<usize>,
     },
     /// Every event up to this number that passes the filter was sent.
     Bookmark {
         /// The number.
         sequence: i64,
     },
-}
-
-impl Message {
-    /// The number after which the stream is resumed.
-    #[must_use]
-    pub fn sequence(&self) -> i64 {
-        match self {
-            Self::Event { entry, index } => entry.first_sequence + i64::try_from(*index).unwrap_or(i64::MAX),
-            Self::Bookmark { sequence } => *sequence,
-        }
-    }
 }
 
 /// The messages, and last why they ended.
@@ -100,7 +98,7 @@ impl Hub {
     /// [`WatchError::Compacted`], [`WatchError::Restarted`] or [`WatchError::Store`] when it cannot begin there.
     pub async fn watch(&self, filter: Filter, start: Start) -> Result<(Uuid, WatchStream), WatchError> {
         // Joined before the log is read, so that nothing falls between.
-        let feed = self.feed.subscribe();
+        let feed = self.feed.subscribe(&filter);
         let mut conn = self.store.acquire().await?;
         let pool = pools::find(&mut conn).await?;
         drop(conn);
@@ -115,33 +113,20 @@ impl Hub {
             }
             Start::After { sequence, .. } => sequence,
         };
-        let (out, messages) = mpsc::channel(WAITING);
-        let (end, ended) = oneshot::channel();
+        let waiting = if filter.is_empty() { PAGES_WAITING } else { WAITING };
+        let (out, messages) = mpsc::channel(waiting);
+        let (end, ended) = mpsc::channel(1);
         let watcher = Watcher { hub: self.clone(), filter, epoch: pool.epoch, position, feed, out };
         tokio::spawn(async move {
             if let Err(Ended::Because(error)) = watcher.run(pool.last_sequence).await {
                 // A caller that hung up does not want to know.
-                let _ = end.send(error);
+                let _ = end.try_send(error);
             }
         });
         // The reason comes after all that was sent, also where the way there is full.
-        let reason = reason_stream(ended);
-        let stream = ReceiverStream::new(messages).map(Ok).chain(reason);
+        let stream = ReceiverStream::new(messages).map(Ok).chain(ReceiverStream::new(ended).map(Err));
         Ok((pool.epoch, Box::pin(stream)))
     }
-}
-
-/// The reason as a stream of one, or of none where the caller ended the watch.
-fn reason_stream(
-    ended: oneshot::Receiver<WatchError>,
-) -> impl Stream<Item = Result<Message, WatchError>> + Send {
-    let (tx, rx) = mpsc::channel(1);
-    tokio::spawn(async move {
-        if let Ok(error) = ended.await {
-            let _ = tx.send(Err(error)).await;
-        }
-    });
-    ReceiverStream::new(rx)
 }
 
 /// Why a watcher's task ends.
@@ -164,7 +149,7 @@ struct Watcher {
     epoch: Uuid,
     /// The number of the last event that was considered.
     position: i64,
-    feed: broadcast::Receiver<Arc<LogEntry>>,
+    feed: Listener,
     out: mpsc::Sender<Message>,
 }
 
@@ -182,31 +167,68 @@ impl Watcher {
             tokio::select! {
                 () = shutdown.cancelled() => return Err(WatchError::ShuttingDown.into()),
                 () = self.out.closed() => return Err(Ended::HungUp),
-                received = self.feed.recv() => match received {
-                    Ok(entry) if entry.last_sequence() <= self.position => {}
-                    Ok(entry) if entry.first_sequence <= self.position + 1 => self.send(entry).await?,
-                    // Something is missing before it.
-                    Ok(entry) => self.replay(entry.last_sequence()).await?,
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up().await?,
-                    Err(broadcast::error::RecvError::Closed) => return Err(WatchError::ShuttingDown.into()),
-                },
-                _ = bookmarks.tick() => {
-                    if self.feed.is_empty() {
+                heard = self.feed.recv() => match heard {
+                    Ok(Heard::Batch(batch)) => self.hear(batch).await?,
+                    Ok(Heard::Entry(entry)) => self.send(entry).await?,
+                    Err(RecvError::Lagged(_)) => self.catch_up().await?,
+                    Err(RecvError::Closed) => {
+                        // Joined before the log is read.
+                        self.feed = self.hub.feed.subscribe(&self.filter);
                         self.catch_up().await?;
                     }
+                },
+                _ = bookmarks.tick() => {
+                    self.move_on();
                     self.bookmark().await?;
                 }
             }
         }
     }
 
-    /// Reads what the tailer has passed and this watcher has not.
+    /// Takes up that the tailer has passed more than concerned this watcher.
+    fn move_on(&mut self) {
+        // In this order: the tailer hands round before it says that it has passed.
+        let passed = *self.hub.position.borrow();
+        let all_taken = self.feed.is_empty();
+        if let Some(passed) = passed.filter(|passed| all_taken && passed.epoch == self.epoch) {
+            self.position = self.position.max(passed.sequence);
+        }
+    }
+
+    /// Sends what was missed.
     async fn catch_up(&mut self) -> Result<(), Ended> {
-        let passed: Option<Position> = *self.hub.position.borrow();
-        match passed {
-            Some(passed) if passed.epoch != self.epoch => Err(WatchError::Restarted.into()),
-            Some(passed) if passed.sequence > self.position => self.replay(passed.sequence).await,
-            _ => Ok(()),
+        let newest = self.newest().await?;
+        // The same history ends before what was told of it: another went on from there.
+        if newest < self.position {
+            return Err(WatchError::Restarted.into());
+        }
+        self.replay(newest).await
+    }
+
+    /// The number of the newest event: whatever was handed round was committed before. A database that does not answer is
+    /// waited for.
+    async fn newest(&self) -> Result<i64, Ended> {
+        loop {
+            let read = async {
+                let mut conn = self.hub.store.acquire().await?;
+                pools::find(&mut conn).await
+            };
+            let pool = tokio::time::timeout(READ_LIMIT, read).await;
+            match pool.unwrap_or_else(|_| Err(StoreError::silent())) {
+                Ok(pool) if pool.epoch != self.epoch => return Err(WatchError::Restarted.into()),
+                Ok(pool) => return Ok(pool.last_sequence),
+                Err(StoreError::Unavailable(_) | StoreError::Busy(_)) => self.pause().await?,
+                Err(error) => return Err(WatchError::from(error).into()),
+            }
+        }
+    }
+
+    /// Waits before a read that failed is tried again.
+    async fn pause(&self) -> Result<(), Ended> {
+        tokio::select! {
+            () = self.hub.shutdown.cancelled() => Err(WatchError::ShuttingDown.into()),
+            () = self.out.closed() => Err(Ended::HungUp),
+            () = tokio::time::sleep(RETRY) => Ok(()),
         }
     }
 
@@ -226,20 +248,14 @@ impl Watcher {
                 told = Instant::now();
             }
             match self.page(target).await {
-                Ok(entries) if entries.is_empty() => self.position = target,
-                Ok(entries) => {
-                    for entry in entries {
-                        self.send(Arc::new(entry)).await?;
-                    }
-                }
+                Ok(entries) => match Batch::new(self.epoch, entries) {
+                    Some(batch) => self.give(Arc::new(batch)).await?,
+                    None => self.position = target,
+                },
                 Err(WatchError::Store(error))
                     if matches!(*error, StoreError::Unavailable(_) | StoreError::Busy(_)) =>
                 {
-                    tokio::select! {
-                        () = self.hub.shutdown.cancelled() => return Err(WatchError::ShuttingDown.into()),
-                        () = self.out.closed() => return Err(Ended::HungUp),
-                        () = tokio::time::sleep(RETRY) => {}
-                    }
+                    self.pause().await?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -272,22 +288,48 @@ impl Watcher {
         Ok(entries)
     }
 
-    /// Sends the events of an operation that are after the position and pass the filter.
-    async fn send(&mut self, entry: Arc<LogEntry>) -> Result<(), Ended> {
-        let last = entry.last_sequence();
-        let count = usize::try_from(entry.operation.event_count()).unwrap_or_default();
-        for index in 0..count {
-            if !self.filter.passes(&entry, index) {
-                continue;
-            }
-            let message = Message::Event { entry: Arc::clone(&entry), index };
-            let sequence = message.sequence();
-            if sequence > self.position {
-                self.hand_over(message).await?;
-                self.position = sequence;
-            }
+    /// Takes up what was handed round to those who watch everything.
+    async fn hear(&mut self, batch: Arc<Batch>) -> Result<(), Ended> {
+        if batch.first_sequence() > self.position + 1 {
+            // Something is missing before it.
+            return self.replay(batch.last_sequence()).await;
         }
-        self.position = self.position.max(last);
+        self.give(batch).await
+    }
+
+    /// Sends what of operations is after the position and passes the filter.
+    async fn give(&mut self, batch: Arc<Batch>) -> Result<(), Ended> {
+        if batch.epoch() != self.epoch {
+            return Err(WatchError::Restarted.into());
+        }
+        if self.filter.is_empty() && batch.first_sequence() == self.position + 1 {
+            let last = batch.last_sequence();
+            self.hand_over(Message::Batch(batch)).await?;
+            self.position = last;
+            return Ok(());
+        }
+        for entry in batch.entries() {
+            self.send(Arc::clone(entry)).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the events of an operation that are after the position and pass the filter.
+    async fn send(&mut self, entry: Arc<SharedEntry>) -> Result<(), Ended> {
+        if entry.epoch != self.epoch {
+            return Err(WatchError::Restarted.into());
+        }
+        let count = entry.events_up_to(entry.last_sequence());
+        let mut next = entry.events_up_to(self.position);
+        // Those of a move that are about the server that is left are not all, but they follow each other.
+        while next < count {
+            let wanted = |index: &usize| self.filter.passes(&entry, *index);
+            let Some(start) = (next..count).find(wanted) else { break };
+            next = (start..count).find(|index| !wanted(index)).unwrap_or(count);
+            self.hand_over(Message::Events { entry: Arc::clone(&entry), events: start..next }).await?;
+            self.position = entry.sequence_of(next - 1);
+        }
+        self.position = self.position.max(entry.last_sequence());
         Ok(())
     }
 
@@ -296,7 +338,13 @@ impl Watcher {
     }
 
     async fn hand_over(&self, message: Message) -> Result<(), Ended> {
-        match tokio::time::timeout(STALL, self.out.send(message)).await {
+        // Mostly there is room, which needs no timer.
+        let message = match self.out.try_send(message) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(Ended::HungUp),
+            Err(mpsc::error::TrySendError::Full(message)) => message,
+        };
+        match tokio::time::timeout(self.hub.options.stall_limit, self.out.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Ended::HungUp),
             Err(_) => Err(WatchError::TooSlow { last: self.position }.into()),

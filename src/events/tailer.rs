@@ -2,23 +2,40 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::{feed::Feed, shared::Batch};
 use crate::{
     domain::event::LogEntry,
-    store::{Store, StoreError, events, pools},
+    store::{
+        Store, StoreError, events,
+        pools::{self, PoolState},
+    },
 };
 
-/// How often the log is looked at. What this replica commits is looked at once it is committed.
+/// How often the log is looked at for what other replicas committed. What this one commits is looked at once it is committed.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a read may take: a database that froze in the middle of one says nothing.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How many operations are read at once.
 const PAGE: i64 = 500;
-/// How many operations a watcher may be behind before it reads the table instead.
-const FEED: usize = 4096;
+/// How many are handed round at once: a watcher's place is a few such batches long, and of the largest.
+const BATCH: usize = 100;
+
+/// How watchers are treated.
+#[derive(Debug, Clone, Copy)]
+pub struct WatchOptions {
+    /// For how long a watcher may take nothing before it is told that it is too slow.
+    pub stall_limit: Duration,
+}
+
+impl Default for WatchOptions {
+    fn default() -> Self {
+        Self { stall_limit: Duration::from_secs(30) }
+    }
+}
 
 /// Up to where the log was followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +50,8 @@ pub(super) struct Position {
 #[derive(Debug, Clone)]
 pub struct Hub {
     pub(super) store: Store,
-    pub(super) feed: broadcast::Sender<Arc<LogEntry>>,
+    pub(super) options: WatchOptions,
+    pub(super) feed: Arc<Feed>,
     pub(super) position: watch::Sender<Option<Position>>,
     pub(super) shutdown: CancellationToken,
 }
@@ -41,9 +59,13 @@ pub struct Hub {
 impl Hub {
     /// Starts the tailer. `committed` changes whenever this replica committed something; the tailer ends with `shutdown`.
     #[must_use]
-    pub fn start(store: Store, committed: watch::Receiver<i64>, shutdown: CancellationToken) -> Self {
-        let hub =
-            Self { store, feed: broadcast::Sender::new(FEED), position: watch::Sender::new(None), shutdown };
+    pub fn start(
+        store: Store,
+        options: WatchOptions,
+        committed: watch::Receiver<i64>,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let hub = Self { store, options, feed: Feed::new(), position: watch::Sender::new(None), shutdown };
         tokio::spawn(tail(hub.clone(), committed));
         hub
     }
@@ -68,26 +90,42 @@ impl Hub {
             return Ok(());
         };
         if at.epoch != pool.epoch || at.sequence > pool.last_sequence {
-            self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
+            tracing::warn!(
+                sequence = pool.last_sequence,
+                "the log was restarted: another history goes on from here"
+            );
+            self.lose_thread(&pool);
             return Ok(());
         }
         while at.sequence < pool.last_sequence {
             // With nobody to hand them to, the operations need not be read.
-            if self.feed.receiver_count() == 0 {
+            if !self.feed.is_heard() {
                 at.sequence = pool.last_sequence;
                 self.move_to(at);
                 return Ok(());
             }
             let entries = events::list_after(&mut conn, at.sequence, PAGE).await?;
-            let Some(last) = entries.last() else { return Ok(()) };
+            let follows = |entry: &LogEntry| entry.first_sequence == at.sequence + 1;
+            let Some(last) = entries.last().filter(|_| entries.first().is_some_and(follows)) else {
+                // Retention dropped what this replica has not read yet.
+                self.lose_thread(&pool);
+                return Ok(());
+            };
             at.sequence = last.last_sequence();
-            for entry in entries {
-                // Nobody listens any more, which the next round sees.
-                let _ = self.feed.send(Arc::new(entry));
+            let mut entries = entries.into_iter();
+            while let Some(batch) = Batch::new(at.epoch, entries.by_ref().take(BATCH)) {
+                self.feed.send(batch);
             }
+            // Only now: whoever has taken all that was handed round has everything up to here.
             self.move_to(at);
         }
         Ok(())
+    }
+
+    /// Goes on from the end of the log, and has every watcher see for itself what lies between.
+    fn lose_thread(&self, pool: &PoolState) {
+        self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
+        self.feed.lose_thread();
     }
 
     fn move_to(&self, position: Position) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use resource_allocator::{
     allocator::AllocatorOptions,
     domain::{policy::PolicyPatch, request::Strategy},
+    events::WatchOptions,
     server::{self, RunningServer, ServerOptions},
     shutdown::Shutdown,
     store::{MIGRATOR, StoreOptions},
@@ -26,6 +27,7 @@ async fn start(database: &TestDatabase) -> anyhow::Result<(RunningServer, Shutdo
             acquire_timeout: Duration::from_secs(30),
         },
         allocator: AllocatorOptions::default(),
+        watch: WatchOptions::default(),
         strategy: Strategy::Spread,
         policy: PolicyPatch::default(),
         inventory: Vec::new(),

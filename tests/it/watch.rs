@@ -6,11 +6,12 @@ use resource_allocator::{
     api::token::{ResumeToken, Tokens},
     proto::v1::{
         self, AllocationEvent, EnsureOutcome, WatchAllocationsRequest, WatchAllocationsResponse,
-        allocation_event::Detail, server_changed::Change, watch_allocations_response::Payload,
+        allocation_event::Detail, resource_allocator_client::ResourceAllocatorClient, server_changed::Change,
+        watch_allocations_response::Payload,
     },
 };
 use sqlx::PgPool;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use uuid::Uuid;
 
 use crate::support::{Client, TestDatabase, TestService, error_info, server, violations};
@@ -644,4 +645,87 @@ async fn a_stop_ends_the_stream_with_its_reason_and_another_replica_goes_on() {
     other.ensure("hello-world-bot", &[]).await.unwrap();
     let event = Watch::open(&other, after(&token)).await.event().await;
     assert_eq!((kind(&event), event.project_id.as_str()), ("requested", "hello-world-bot"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_that_takes_nothing_is_told_so_and_goes_on_after_its_last_token() {
+    let mut builder = TestService::builder();
+    builder.watch.stall_limit = Duration::from_millis(300);
+    let mut service = builder.start().await;
+    service.client.register(wide("web-1")).await;
+    // A stream's window of its own, which is small: what is not read stays at the service.
+    let endpoint = Channel::from_shared(format!("http://{}", service.running.address)).unwrap();
+    let channel = endpoint.initial_stream_window_size(65_535).connect().await.unwrap();
+    let reader = Client {
+        allocator: ResourceAllocatorClient::new(channel.clone()),
+        channel,
+        ..service.client.clone()
+    };
+    let mut other = Watch::open(&service.client, from_beginning()).await;
+    let modules: Vec<_> = (0..60).map(|module| format!("module-{module}")).collect();
+    let modules: Vec<_> = modules.iter().map(String::as_str).collect();
+    let mut client = service.client.clone();
+    let mut slow = Watch::open(&reader, from_beginning()).await;
+    for project in 0..40 {
+        client.ensure(&format!("project-{project}"), &modules).await.unwrap();
+    }
+    let last = last_sequence(&service.database.sql).await;
+    // Whoever reads is held up by nobody.
+    assert_eq!(events(other.up_to(last).await).len(), usize::try_from(last).unwrap());
+    // The stream ends by itself while nobody reads, sooner or later: one that was read too soon tells everything.
+    let mut pause = Duration::from_secs(1);
+    let (told, ended) = 'tries: loop {
+        tokio::time::sleep(pause).await;
+        let mut told: Vec<WatchAllocationsResponse> = Vec::new();
+        while told.last().is_none_or(|message| sequence_of(message) < last) {
+            match slow.try_message().await {
+                Ok(message) => told.extend(message),
+                Err(status) => break 'tries (told, status),
+            }
+        }
+        pause *= 2;
+        assert!(pause < PATIENCE, "nobody was too slow");
+        slow = Watch::open(&reader, from_beginning()).await;
+    };
+    assert_eq!(ended.code(), Code::ResourceExhausted);
+    let (reason, metadata) = error_info(&ended);
+    assert_eq!((reason.as_str(), metadata["disposition"].as_str()), ("WATCHER_TOO_SLOW", "TECHNICAL"));
+    let token = told.last().unwrap().resume_token.clone();
+    let mut seen = events(told);
+    let reached = seen.last().unwrap().sequence;
+    assert!(reached < last, "it did not get everything");
+    assert_eq!(sequences(&seen), (1..=reached).collect::<Vec<_>>());
+    // The token of the refusal is the last one's.
+    for token in [&metadata["resume_token"], &token] {
+        let next = Watch::open(&service.client, after(token)).await.event().await;
+        assert_eq!(next.sequence, reached + 1);
+    }
+    seen.extend(events(Watch::open(&service.client, after(&token)).await.up_to(last).await));
+    assert_eq!(sequences(&seen), (1..=last).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_is_told_to_those_who_saw_more_of_it() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    client.register(server("web-1")).await;
+    let mut all = Watch::open(client, from_beginning()).await;
+    let request = WatchAllocationsRequest { project_id: Some("one".to_owned()), ..from_beginning() };
+    let mut one = Watch::open(client, request).await;
+    client.ensure("one", &[]).await.unwrap();
+    let last = last_sequence(&service.database.sql).await;
+    all.up_to(last).await;
+    one.up_to(last).await;
+    // As a standby does that was promoted without the last of what was committed.
+    let mut rewinding = service.database.sql.begin().await.unwrap();
+    for statement in [
+        "SET LOCAL session_replication_role = replica",
+        "DELETE FROM allocation_events WHERE kind = 'ensured'",
+        "UPDATE pools SET last_sequence = 1",
+    ] {
+        sqlx::query(statement).execute(&mut *rewinding).await.unwrap();
+    }
+    rewinding.commit().await.unwrap();
+    assert_log_restarted(&all.end().await);
+    assert_log_restarted(&one.end().await);
 }

@@ -5,6 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use resource_allocator::{
     allocator::AllocatorOptions,
     domain::{policy::PolicyPatch, request::Strategy},
+    events::WatchOptions,
     http::Origin,
     proto::v1::{
         self, resource_allocator_client::ResourceAllocatorClient,
@@ -24,6 +25,8 @@ use super::TestDatabase;
 pub struct TestServiceBuilder {
     /// The allocator.
     pub allocator: AllocatorOptions,
+    /// How watchers are treated.
+    pub watch: WatchOptions,
     /// Which server is chosen where a request does not say.
     pub strategy: Strategy,
     /// How long a stop may take.
@@ -59,6 +62,7 @@ impl TestServiceBuilder {
             cors_origins: self.cors_origins,
             store: StoreOptions { connect, max_connections: 16, acquire_timeout: Duration::from_secs(5) },
             allocator: self.allocator,
+            watch: self.watch,
             strategy: self.strategy,
             policy: PolicyPatch::default(),
             inventory: Vec::new(),
@@ -91,6 +95,7 @@ impl TestService {
     pub fn builder() -> TestServiceBuilder {
         TestServiceBuilder {
             allocator: AllocatorOptions::default(),
+            watch: WatchOptions::default(),
             strategy: Strategy::Spread,
             drain_timeout: Duration::from_secs(5),
             cors_origins: Vec::new(),
