@@ -86,7 +86,7 @@ pub struct DatabaseArgs {
     pub database_url: Option<DatabaseUrl>,
     /// The most connections to it
     #[arg(long, env = "RESOURCE_ALLOCATOR_DATABASE_CONNECTIONS", default_value_t = 16, value_name = "N",
-        value_parser = clap::value_parser!(u32).range(5..=1000))]
+        value_parser = clap::value_parser!(u32).range(6..=1000))]
     pub database_connections: u32,
     /// The folder of the private Postgres [default: /var/lib/resource-allocator for root, else the XDG state folder]
     #[arg(long, env = "RESOURCE_ALLOCATOR_DATA_DIR", value_name = "DIR")]
@@ -126,6 +126,10 @@ pub struct ListenArgs {
     /// For how long a watcher may take nothing before its stream ends as too slow
     #[arg(long, env = "RESOURCE_ALLOCATOR_WATCH_STALL_LIMIT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
     pub watch_stall_limit: Duration,
+    /// Whether replicas tell each other of commits by LISTEN and NOTIFY; say false behind a pooler that hands connections round
+    /// by transaction
+    #[arg(long, env = "RESOURCE_ALLOCATOR_COMMIT_HINTS", default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub commit_hints: bool,
     /// An origin whose pages may call from a browser, by gRPC-web or JSON, such as `https://console.example.com`; may be repeated
     #[arg(
         long = "cors-origin",

@@ -93,7 +93,10 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
             line_limit: usize::try_from(args.placement.line_limit)?,
             ..AllocatorOptions::default()
         },
-        watch: WatchOptions { stall_limit: args.listen.watch_stall_limit },
+        watch: WatchOptions {
+            stall_limit: args.listen.watch_stall_limit,
+            commit_hints: args.listen.commit_hints,
+        },
         strategy: args.placement.strategy.into(),
         policy: args.placement.policy(),
         inventory,

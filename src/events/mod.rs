@@ -4,6 +4,7 @@
 //! reads the table.
 
 mod feed;
+mod hints;
 mod shared;
 mod subscription;
 mod tailer;

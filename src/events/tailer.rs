@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{feed::Feed, shared::Batch};
+use super::{feed::Feed, hints, shared::Batch};
 use crate::{
     domain::event::LogEntry,
     store::{
@@ -15,7 +15,8 @@ use crate::{
     },
 };
 
-/// How often the log is looked at for what other replicas committed. What this one commits is looked at once it is committed.
+/// How often the log is looked at. What this replica commits is looked at once it is committed, and what another one commits
+/// when that one says so: but a hint may be lost, and this is the truth.
 const POLL: Duration = Duration::from_millis(100);
 /// How long a read may take: a database that froze in the middle of one says nothing.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -29,11 +30,14 @@ const BATCH: usize = 100;
 pub struct WatchOptions {
     /// For how long a watcher may take nothing before it is told that it is too slow.
     pub stall_limit: Duration,
+    /// Whether replicas tell each other of commits by LISTEN and NOTIFY, which a pooler that hands connections round by
+    /// transaction breaks.
+    pub commit_hints: bool,
 }
 
 impl Default for WatchOptions {
     fn default() -> Self {
-        Self { stall_limit: Duration::from_secs(30) }
+        Self { stall_limit: Duration::from_secs(30), commit_hints: true }
     }
 }
 
@@ -66,7 +70,13 @@ impl Hub {
         shutdown: CancellationToken,
     ) -> Self {
         let hub = Self { store, options, feed: Feed::new(), position: watch::Sender::new(None), shutdown };
-        tokio::spawn(tail(hub.clone(), committed));
+        let news = Arc::new(Notify::new());
+        if options.commit_hints {
+            let (store, shutdown, replica) = (&hub.store, &hub.shutdown, Uuid::now_v7());
+            tokio::spawn(hints::hear(store.clone(), replica, Arc::clone(&news), shutdown.clone()));
+            tokio::spawn(hints::give(store.clone(), replica, committed.clone(), shutdown.clone()));
+        }
+        tokio::spawn(tail(hub.clone(), committed, news));
         hub
     }
 
@@ -133,12 +143,13 @@ impl Hub {
     }
 }
 
-async fn tail(hub: Hub, mut committed: watch::Receiver<i64>) {
+async fn tail(hub: Hub, mut committed: watch::Receiver<i64>, news: Arc<Notify>) {
     let mut allocator_lives = true;
     loop {
         tokio::select! {
             () = hub.shutdown.cancelled() => return,
             changed = committed.changed(), if allocator_lives => allocator_lives = changed.is_ok(),
+            () = news.notified() => {}
             () = tokio::time::sleep(POLL) => {}
         }
         let followed = tokio::time::timeout(READ_LIMIT, hub.follow()).await;

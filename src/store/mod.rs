@@ -6,6 +6,7 @@
 pub mod allocations;
 pub mod error;
 pub mod events;
+pub mod hints;
 pub mod leases;
 pub mod placements;
 pub mod pools;
@@ -24,6 +25,7 @@ use sqlx::{
 };
 
 pub use self::error::StoreError;
+use self::hints::HintListener;
 
 /// The migrations of this release.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
@@ -61,8 +63,8 @@ pub fn place(connect: &PgConnectOptions) -> String {
 pub struct StoreOptions {
     /// The connection.
     pub connect: PgConnectOptions,
-    /// The most connections that are held, at least 5: the combiner, the reader, the tailer and health have one each of their
-    /// own, and all else shares the others.
+    /// The most connections that are held, at least 6: the combiner, the reader, the tailer, the ear for other replicas and health
+    /// have one each of their own, and all else shares the others.
     pub max_connections: u32,
     /// How long a request waits for a connection.
     pub acquire_timeout: Duration,
@@ -80,7 +82,7 @@ pub struct Store {
 }
 
 /// How many connections are not shared.
-const OWN: u32 = 4;
+const OWN: u32 = 5;
 
 impl Store {
     /// Prepares the connections; connects when first used.
@@ -181,6 +183,14 @@ impl Store {
     /// [`StoreError::Unavailable`] when it cannot be had in time.
     pub async fn acquire_for_tailer(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         Ok(self.tailer.acquire().await?)
+    }
+
+    /// Listens to the hints of other replicas, over a connection of its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when there is no connection.
+    pub async fn listen(&self) -> Result<HintListener, StoreError> {
+        HintListener::connect(&self.shared.connect_options()).await
     }
 
     /// Begins a transaction of the combiner, with its time limits.

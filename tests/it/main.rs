@@ -12,6 +12,7 @@ mod faults;
 mod find_server;
 mod hand_edits;
 mod health;
+mod hints;
 mod http;
 mod inventory;
 mod leases;

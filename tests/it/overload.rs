@@ -178,7 +178,7 @@ async fn readers_cannot_take_the_connections_of_the_combiner_and_of_health() {
     let database = TestDatabase::create().await;
     let store = Store::new(StoreOptions {
         connect: database.connect_options(),
-        max_connections: 6,
+        max_connections: 7,
         acquire_timeout: Duration::from_millis(100),
     });
     let taken = [store.acquire().await.unwrap(), store.acquire().await.unwrap()];
