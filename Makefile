@@ -1,7 +1,7 @@
 # Thin: every target calls a script in scripts/, which says what it does and installs what is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check setup
+.PHONY: help run test soak check setup
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -11,6 +11,9 @@ run: ## Install what is missing, build, and serve the sample inventory on an emb
 
 test: ## Install what is missing and run all the tests
 	@scripts/test
+
+soak: ## Watch the events for a minute under load, over two replicas of which one is killed
+	@scripts/soak
 
 check: ## Run what CI checks beside the tests: formats, lints, docs, contracts, licences
 	@scripts/check

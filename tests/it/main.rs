@@ -32,6 +32,7 @@ mod relocation;
 mod replicas;
 mod restore;
 mod schema;
+mod soak;
 mod startup;
 mod strict;
 mod support;
