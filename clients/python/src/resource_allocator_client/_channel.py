@@ -1,7 +1,6 @@
 """Where the service is, and how a channel to it behaves: its retries, its keepalive, its credentials.
 
-This is the one place that opens channels. There is no TLS and no authentication yet; what of them comes belongs here, read from
-the environment as the endpoint is.
+This is the one place that opens channels. What is not named is read from the environment, as the endpoint is.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,6 +19,13 @@ from ._version import __version__
 
 # The variable that names the service where the caller does not.
 ENDPOINT_VARIABLE = "RESOURCE_ALLOCATOR_ENDPOINT"
+
+# The variables of what a client shows and believes; the same as those of the command line.
+TOKEN_VARIABLE = "RESOURCE_ALLOCATOR_TOKEN"
+TOKEN_FILE_VARIABLE = "RESOURCE_ALLOCATOR_TOKEN_FILE"
+TLS_CA_VARIABLE = "RESOURCE_ALLOCATOR_TLS_CA"
+CERTIFICATE_VARIABLE = "RESOURCE_ALLOCATOR_CLIENT_CERTIFICATE"
+KEY_VARIABLE = "RESOURCE_ALLOCATOR_CLIENT_KEY"
 
 ChannelOptions = Sequence[tuple[str, Any]]
 
@@ -80,13 +88,59 @@ def find_endpoint(endpoint: str | None) -> str:
     return found
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What a client shows of itself, and whom it believes. The token is not shown with it."""
+
+    # None: those that gRPC believes by itself.
+    tls_ca: Path | None
+    # The client's own certificate and its key; both or neither.
+    tls_certificate: Path | None
+    tls_key: Path | None
+    token: str | None = field(repr=False)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Gives what each call carries."""
+        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+
+    def for_tls(self) -> grpc.ChannelCredentials:
+        """Reads the files."""
+        read = [None if path is None else path.read_bytes() for path in (self.tls_ca, self.tls_key, self.tls_certificate)]
+        return grpc.ssl_channel_credentials(*read)
+
+
+def find_credentials(
+    token: str | None, tls_ca: str | Path | None, tls_certificate: str | Path | None, tls_key: str | Path | None
+) -> Credentials:
+    """Gives the credentials that were named, or else the environment's."""
+    if (tls_certificate is None) != (tls_key is None):
+        raise ValueError("tls_certificate and tls_key belong together: name both or neither")
+    if tls_certificate is None:
+        tls_certificate, tls_key = os.environ.get(CERTIFICATE_VARIABLE), os.environ.get(KEY_VARIABLE)
+        if bool(tls_certificate) != bool(tls_key):
+            raise ValueError(f"{CERTIFICATE_VARIABLE} and {KEY_VARIABLE} belong together: set both or neither")
+    if token is None and (token_file := os.environ.get(TOKEN_FILE_VARIABLE)):
+        token = Path(token_file).read_text(encoding="ascii").strip()
+    token = token or os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and re.fullmatch(r"[\x21-\x7e]+", token) is None:
+        # What it is, is not repeated.
+        raise ValueError("the token has characters that no token has")
+    ca = tls_ca or os.environ.get(TLS_CA_VARIABLE) or None
+    paths = [None if not path else Path(path) for path in (ca, tls_certificate, tls_key)]
+    return Credentials(*paths, token)
+
+
+def speaks_tls(endpoint: str) -> bool:
+    """Says whether TLS is spoken with the endpoint."""
+    return endpoint.startswith("https://")
+
+
 def target_of(endpoint: str) -> str:
-    """Gives what gRPC calls the endpoint: `http://HOST:PORT`, `HOST:PORT`, or a name that it resolves, such as `dns:///NAME:PORT`."""
-    if endpoint.startswith("https://"):
-        raise ValueError(
-            f"{endpoint}: this release of the client does not speak TLS; use http:// within a network that you trust"
-        )
-    target = endpoint.removeprefix("http://").removesuffix("/")
+    """Gives what gRPC calls the endpoint.
+
+    It is `http://HOST:PORT`, `https://HOST:PORT`, `HOST:PORT`, or a name that gRPC resolves, such as `dns:///NAME:PORT`.
+    """
+    target = endpoint.removeprefix("https://").removeprefix("http://").removesuffix("/")
     if target == endpoint and _RESOLVED.fullmatch(target):
         return target
     parts = _HOST_AND_PORT.fullmatch(target)
@@ -97,13 +151,17 @@ def target_of(endpoint: str) -> str:
     return target
 
 
-def open_channel(endpoint: str, options: ChannelOptions) -> grpc.Channel:
+def open_channel(endpoint: str, credentials: Credentials, options: ChannelOptions) -> grpc.Channel:
     """Opens a channel for calls that block. `options` are added to ours, and win over them."""
+    if speaks_tls(endpoint):
+        return grpc.secure_channel(target_of(endpoint), credentials.for_tls(), options=_merged(options))
     return grpc.insecure_channel(target_of(endpoint), options=_merged(options))
 
 
-def open_async_channel(endpoint: str, options: ChannelOptions) -> grpc.aio.Channel:
+def open_async_channel(endpoint: str, credentials: Credentials, options: ChannelOptions) -> grpc.aio.Channel:
     """Opens a channel for the running event loop."""
+    if speaks_tls(endpoint):
+        return grpc.aio.secure_channel(target_of(endpoint), credentials.for_tls(), options=_merged(options))
     return grpc.aio.insecure_channel(target_of(endpoint), options=_merged(options))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import grpc
 
 from . import _requests, _waiting
-from ._channel import ChannelOptions, find_endpoint, open_async_channel
+from ._channel import ChannelOptions, find_credentials, find_endpoint, open_async_channel
 from ._patience import Backoff, Patience
 from ._requests import Module, Strategy
 from ._resumption import Resumption
@@ -33,12 +34,22 @@ class AsyncResourceAllocator:
     """Calls Resource Allocator from the event loop in which it was made; see `ResourceAllocator`."""
 
     def __init__(
-        self, endpoint: str | None = None, *, timeout: float = TIMEOUT, channel_options: ChannelOptions = ()
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = TIMEOUT,
+        token: str | None = None,
+        tls_ca: str | Path | None = None,
+        tls_certificate: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        channel_options: ChannelOptions = (),
     ) -> None:
         """Connects at the first call; the arguments are those of `ResourceAllocator`."""
         self.endpoint = find_endpoint(endpoint)
         self.timeout = timeout
-        self._channel = open_async_channel(self.endpoint, channel_options)
+        credentials = find_credentials(token, tls_ca, tls_certificate, tls_key)
+        self._metadata = credentials.metadata()
+        self._channel = open_async_channel(self.endpoint, credentials, channel_options)
         self._stub = ResourceAllocatorStub(self._channel)
 
     async def ensure(
@@ -240,7 +251,7 @@ class AsyncResourceAllocator:
         """Follows the events that pass the filters; see `ResourceAllocator.watch`."""
         request = _requests.watch(project_id, server_handle, resume_token, from_beginning)
         resumption = Resumption(request, self.timeout if timeout is None else timeout, on_reconnect)
-        return AsyncWatch(lambda again: self._stub.WatchAllocations(again), resumption, self.endpoint)
+        return AsyncWatch(lambda again: self._stub.WatchAllocations(again, metadata=self._metadata), resumption, self.endpoint)
 
     async def close(self) -> None:
         """Closes the connection; calls and watches that are under way end."""
@@ -262,7 +273,7 @@ class AsyncResourceAllocator:
         patience = Patience(self.timeout if timeout is None else timeout)
         while True:
             try:
-                return await method(request, timeout=patience.left())
+                return await method(request, timeout=patience.left(), metadata=self._metadata)
             except grpc.RpcError as broken:
                 error = read_error(broken, self.endpoint)
                 pause = patience.pause_after(error)
@@ -313,7 +324,7 @@ class AsyncResourceAllocator:
     async def _sleep_until_sign(self, resume_token: str, longest: float) -> None:
         until = Patience(longest)
         request = _requests.watch(None, None, resume_token, from_beginning=False)
-        stream = self._stub.WatchAllocations(request, timeout=longest)
+        stream = self._stub.WatchAllocations(request, timeout=longest, metadata=self._metadata)
         try:
             async for message in stream:
                 if message.WhichOneof("payload") == "event" and _waiting.may_have_made_room(message.event):

@@ -6,13 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import grpc
 
 from . import _requests, _waiting
-from ._channel import ChannelOptions, find_endpoint, open_channel
+from ._channel import ChannelOptions, find_credentials, find_endpoint, open_channel
 from ._patience import Backoff, Patience
 from ._requests import Module, Strategy
 from ._resumption import Resumption
@@ -57,16 +58,29 @@ class ResourceAllocator:
     """
 
     def __init__(
-        self, endpoint: str | None = None, *, timeout: float = TIMEOUT, channel_options: ChannelOptions = ()
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = TIMEOUT,
+        token: str | None = None,
+        tls_ca: str | Path | None = None,
+        tls_certificate: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        channel_options: ChannelOptions = (),
     ) -> None:
         """Connects at the first call.
 
         `endpoint` is where the service is, such as `http://127.0.0.1:50051`; None takes RESOURCE_ALLOCATOR_ENDPOINT from the
-        environment, and without that it is an error. `channel_options` are gRPC's, and win over those of this package.
+        environment, and without that it is an error. With `https://` TLS is spoken: `tls_ca` is the file of the authorities to
+        believe, `tls_certificate` and `tls_key` are the client's own. `token` is shown with each call. What is None of these is
+        taken from RESOURCE_ALLOCATOR_TLS_CA, _CLIENT_CERTIFICATE, _CLIENT_KEY, and _TOKEN_FILE or _TOKEN.
+        `channel_options` are gRPC's, and win over those of this package.
         """
         self.endpoint = find_endpoint(endpoint)
         self.timeout = timeout
-        self._channel = open_channel(self.endpoint, channel_options)
+        credentials = find_credentials(token, tls_ca, tls_certificate, tls_key)
+        self._metadata = credentials.metadata()
+        self._channel = open_channel(self.endpoint, credentials, channel_options)
         self._stub = ResourceAllocatorStub(self._channel)
 
     def ensure(
@@ -296,7 +310,7 @@ class ResourceAllocator:
         """
         request = _requests.watch(project_id, server_handle, resume_token, from_beginning)
         resumption = Resumption(request, self.timeout if timeout is None else timeout, on_reconnect)
-        return Watch(lambda again: self._stub.WatchAllocations(again), resumption, self.endpoint)
+        return Watch(lambda again: self._stub.WatchAllocations(again, metadata=self._metadata), resumption, self.endpoint)
 
     def close(self) -> None:
         """Closes the connection; calls and watches that are under way end."""
@@ -316,7 +330,7 @@ class ResourceAllocator:
         patience = Patience(self.timeout if timeout is None else timeout)
         while True:
             try:
-                return method(request, timeout=patience.left())
+                return method(request, timeout=patience.left(), metadata=self._metadata)
             except grpc.RpcError as broken:
                 error = read_error(broken, self.endpoint)
                 pause = patience.pause_after(error)
@@ -364,7 +378,7 @@ class ResourceAllocator:
     def _sleep_until_sign(self, resume_token: str, longest: float) -> None:
         until = Patience(longest)
         request = _requests.watch(None, None, resume_token, from_beginning=False)
-        stream = self._stub.WatchAllocations(request, timeout=longest)
+        stream = self._stub.WatchAllocations(request, timeout=longest, metadata=self._metadata)
         try:
             for message in stream:
                 if message.WhichOneof("payload") == "event" and _waiting.may_have_made_room(message.event):
