@@ -8,6 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 use crate::{
     domain::{policy::PolicyPatch, request::Strategy},
     http::Origin,
+    listener::{ListenerOptions, TlsFiles},
     policy_figure::{PolicyFigure, headroom, overcommit},
     store::{self, StoreOptions},
 };
@@ -116,7 +117,34 @@ pub struct ListenArgs {
         value_name = "ADDRESS:PORT"
     )]
     pub listen: SocketAddr,
-    /// Listen beyond loopback although there is neither TLS nor authentication: whoever reaches the port can do everything
+    /// Speak TLS, with this certificate and those between it and its authority (PEM); read again when the file changes
+    #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The certificate's key (PEM); read again when the file changes
+    #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
+    /// The authorities of clients (PEM): who shows no certificate of theirs is sent away
+    #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_certificate")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// How long a client may take to shake hands
+    #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub tls_handshake_timeout: Duration,
+    /// How many clients may shake hands at a time; others wait
+    #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_HANDSHAKES", default_value_t = 128, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub tls_handshakes: u32,
+    /// How many connections there may be at a time; others wait until one ends
+    #[arg(long, env = "RESOURCE_ALLOCATOR_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_connections: u32,
+    /// Let clients in without a certificate although --tls-client-ca is given: those that show a token, and probes
+    #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_CLIENT_OPTIONAL", value_name = "BOOL", num_args = 0..=1,
+        default_value_t = false, default_missing_value = "true")]
+    pub tls_client_optional: bool,
+    /// The file of tokens and certificates that may call, and of their roles (TOML); read again when it changes
+    #[arg(long, env = "RESOURCE_ALLOCATOR_AUTH_TOKENS", value_name = "FILE")]
+    pub auth_tokens: Option<PathBuf>,
+    /// Listen beyond loopback although TLS or authentication is missing: strangers can read everything, or do everything
     #[arg(long, env = "RESOURCE_ALLOCATOR_INSECURE_ALLOW_REMOTE", value_name = "BOOL", num_args = 0..=1,
         default_value_t = false, default_missing_value = "true")]
     pub insecure_allow_remote: bool,
@@ -138,6 +166,28 @@ pub struct ListenArgs {
         value_name = "ORIGIN"
     )]
     pub cors_origins: Vec<Origin>,
+}
+
+impl ListenArgs {
+    /// What the listener takes.
+    ///
+    /// # Errors
+    /// On a machine whose addresses are too short for the numbers.
+    pub fn listener_options(&self) -> Result<ListenerOptions, std::num::TryFromIntError> {
+        Ok(ListenerOptions {
+            max_connections: self.max_connections.try_into()?,
+            max_handshakes: self.tls_handshakes.try_into()?,
+            handshake_timeout: self.tls_handshake_timeout,
+        })
+    }
+
+    /// Where the certificates are.
+    #[must_use]
+    pub fn tls_files(&self) -> Option<TlsFiles> {
+        let (certificate, key) = self.tls_certificate.clone().zip(self.tls_key.clone())?;
+        let client_ca = self.tls_client_ca.clone();
+        Some(TlsFiles { certificate, key, client_ca, client_certificate_optional: self.tls_client_optional })
+    }
 }
 
 /// How servers are chosen.

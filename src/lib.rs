@@ -17,12 +17,15 @@
 
 pub mod allocator;
 pub mod api;
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod events;
+pub mod followed;
 pub mod http;
 pub mod inventory_file;
+pub mod listener;
 pub mod policy_figure;
 pub mod postgres;
 pub mod proto;

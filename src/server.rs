@@ -1,13 +1,13 @@
 //! The service: its parts wired together, its listener, its health and its end.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use sqlx::migrate::MigrateError;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic::{
     service::{LayerExt as _, Routes},
-    transport::{Server, server::TcpIncoming},
+    transport::Server,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::util::MapResponseLayer;
@@ -15,9 +15,11 @@ use tower::util::MapResponseLayer;
 use crate::{
     allocator::{Allocator, AllocatorOptions},
     api::{Api, prepared::with_prepared_body, request_id::RequestIdLayer, transport_errors::with_reason},
+    auth::Gate,
     domain::{policy::PolicyPatch, request::Strategy},
     events::{Hub, WatchOptions},
     http::{self, Origin, Readiness},
+    listener::{self, Certificates, ListenerOptions, TlsFiles},
     proto::{
         FILE_DESCRIPTOR_SET,
         v1::{
@@ -49,7 +51,13 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct ServerOptions {
     /// Where to listen.
     pub listen: SocketAddr,
-    /// Whether to listen beyond loopback although there is neither TLS nor authentication.
+    /// What the listener takes.
+    pub listener: ListenerOptions,
+    /// The certificates, where TLS is spoken.
+    pub tls: Option<TlsFiles>,
+    /// The file of credentials, where callers need some.
+    pub auth_tokens: Option<PathBuf>,
+    /// Whether to listen beyond loopback although TLS or authentication is missing.
     pub insecure_allow_remote: bool,
     /// How long requests under way may take once the service is told to stop.
     pub drain_timeout: Duration,
@@ -92,12 +100,11 @@ impl RunningServer {
 /// # Errors
 /// What stands in its way, in one line.
 pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result<RunningServer> {
-    if !options.listen.ip().is_loopback() && !options.insecure_allow_remote {
-        bail!(
-            "{} is not a loopback address, and there is neither TLS nor authentication; listen on 127.0.0.1, or say --insecure-allow-remote if the network itself keeps strangers out",
-            options.listen
-        );
-    }
+    refuse_exposure(&options)?;
+    let clients_show_certificates = options.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    let gate = Gate::new(options.auth_tokens, clients_show_certificates);
+    let gate = gate.context("cannot take the credentials of --auth-tokens")?;
+    let certificates = options.tls.map(Certificates::follow).transpose().context("cannot speak TLS")?;
     let listener = TcpListener::bind(options.listen)
         .await
         .with_context(|| format!("cannot listen on {}", options.listen))?;
@@ -132,10 +139,8 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         .add_service(ServerInventoryServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
-    let routes = http::routes(routes, api, readable, options.cors_origins);
-    // The builder's own `tcp_nodelay` is for listeners that it binds itself. Without it here, each answer waits 40 ms for the
-    // acknowledgement of its headers.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let routes = http::routes(routes, api, readable, options.cors_origins, gate);
+    let incoming = listener::incoming(listener, certificates, options.listener);
     let serving = Server::builder()
         .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -173,6 +178,27 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         Ok(())
     });
     Ok(RunningServer { address, task })
+}
+
+/// Whoever reaches a port that is not loopback's must show who they are, and must not be overheard (L38).
+fn refuse_exposure(options: &ServerOptions) -> anyhow::Result<()> {
+    if options.listen.ip().is_loopback() {
+        return Ok(());
+    }
+    let certificates = options.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    let missing = match (options.tls.is_some(), options.auth_tokens.is_some() || certificates) {
+        _ if options.insecure_allow_remote => return Ok(()),
+        (true, true) => return Ok(()),
+        (true, false) => "there is no authentication (--auth-tokens or --tls-client-ca)",
+        (false, true) => "there is no TLS (--tls-certificate and --tls-key)",
+        (false, false) => {
+            "there is neither TLS (--tls-certificate and --tls-key) nor authentication (--auth-tokens)"
+        }
+    };
+    bail!(
+        "{} is not a loopback address, and {missing}; give it that, listen on 127.0.0.1, or say --insecure-allow-remote if the network itself keeps strangers out",
+        options.listen
+    )
 }
 
 /// Serves until told to stop, then as long as the drain may take: a client that does not answer cannot hold it up (L43).

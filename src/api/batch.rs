@@ -5,6 +5,7 @@ use super::{
     status::{ApiError, to_message},
 };
 use crate::{
+    auth::{AboutProjects as _, Caller, Denied},
     domain::request::EnsureRequest,
     proto::{
         rpc,
@@ -20,13 +21,14 @@ impl Api {
         &self,
         request: v1::BatchEnsureAllocationsRequest,
         request_id: String,
+        caller: Option<&Caller>,
     ) -> Result<v1::BatchEnsureAllocationsResponse, ApiError> {
         let mut fields = decode::Fields::default();
         if !(1..=MAX_REQUESTS).contains(&request.requests.len()) {
             fields.refuse("requests", format!("must be 1 to {MAX_REQUESTS}"));
         }
         let requests = fields.finish(Some(request.requests))?;
-        let decoded: Vec<_> = requests.into_iter().map(|request| self.one_of_many(request)).collect();
+        let decoded: Vec<_> = requests.into_iter().map(|request| self.one_of_many(request, caller)).collect();
         let well_formed = decoded.iter().filter_map(|request| request.as_ref().ok()).cloned().collect();
         let mut answers = self.allocator.ensure_all(well_formed, &request_id).await?.into_iter();
         let results = decoded.into_iter().map(|request| {
@@ -42,7 +44,12 @@ impl Api {
         Ok(v1::BatchEnsureAllocationsResponse { results: results.collect() })
     }
 
-    fn one_of_many(&self, request: v1::EnsureAllocationRequest) -> Result<EnsureRequest, ApiError> {
+    fn one_of_many(
+        &self,
+        request: v1::EnsureAllocationRequest,
+        caller: Option<&Caller>,
+    ) -> Result<EnsureRequest, ApiError> {
+        caller.ok_or(Denied::NoCredentials)?.may_ask_about(request.about())?;
         let mut fields = decode::Fields::default();
         if request.validate_only {
             fields.refuse("validate_only", "is not offered in a batch; call EnsureAllocation");

@@ -2,6 +2,7 @@
 //!
 //! `decode` and `encode` translate, `status` is the one place that names status codes.
 
+mod about;
 mod allocations;
 mod batch;
 mod deadline;
@@ -33,6 +34,7 @@ use self::{
 };
 use crate::{
     allocator::{self, Allocator},
+    auth::{AboutProjects, Caller, Denied},
     domain::request::Strategy,
     events::Hub,
     proto::v1::{
@@ -75,12 +77,19 @@ impl Api {
     }
 
     /// Calls the work of an RPC, and turns its error into a status.
-    async fn answer<Q, A>(
+    async fn answer<Q: AboutProjects, A>(
         &self,
         request: Request<Q>,
         work: impl AsyncFnOnce(&Self, Q, String) -> Result<A, ApiError>,
     ) -> Result<Response<A>, Status> {
         let request_id = request_id::of(&request);
+        // The gate has noted who calls. Where none was there, nobody is let in.
+        request
+            .extensions()
+            .get::<Caller>()
+            .ok_or(Denied::NoCredentials)
+            .and_then(|caller| caller.may_ask_about(request.get_ref().about()))
+            .map_err(|denied| self.refuse(&denied.into(), &request_id))?;
         let deadline = deadline::of(&request);
         let work = work(self, request.into_inner(), request_id.clone());
         let answer = allocator::deadline::with(deadline, work).await;
@@ -120,7 +129,9 @@ impl ResourceAllocator for Api {
         &self,
         request: Request<v1::BatchEnsureAllocationsRequest>,
     ) -> Result<Response<v1::BatchEnsureAllocationsResponse>, Status> {
-        self.answer(request, Self::ensure_all).await
+        let caller = request.extensions().get::<Caller>().cloned();
+        let work = async |api: &Self, message, id| api.ensure_all(message, id, caller.as_ref()).await;
+        self.answer(request, work).await
     }
 
     async fn release_allocation(

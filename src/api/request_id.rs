@@ -72,7 +72,12 @@ where
             .filter(|id| check_name(id, MAX_LENGTH, "._:/-").is_ok())
             .map_or_else(new, ToOwned::to_owned);
         request.extensions_mut().insert(RequestId(id.clone()));
-        let span = tracing::info_span!("rpc", method = request.uri().path(), request_id = id);
+        let span = tracing::info_span!(
+            "rpc",
+            method = request.uri().path(),
+            request_id = id,
+            actor = tracing::field::Empty
+        );
         let future = self.inner.call(request);
         let answer = async move {
             let start = tokio::time::Instant::now();

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     allocator::Error,
+    auth::Denied,
     domain::{Disposition, Reason, Refusal, refusal::cut},
     events::WatchError,
     proto::rpc,
@@ -59,6 +60,8 @@ pub enum ApiError {
         /// The origin.
         origin: String,
     },
+    /// The caller may not.
+    Denied(Denied),
     /// The service is up, and its database is not.
     DatabaseUnavailable,
 }
@@ -80,6 +83,12 @@ impl From<Vec<FieldViolation>> for ApiError {
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         Self::Allocator(error)
+    }
+}
+
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
     }
 }
 
@@ -206,6 +215,7 @@ pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Opt
             format!("pages of {} may not call; --cors-origin names those that may", told(origin)),
         )
         .with("origin", told(origin)),
+        ApiError::Denied(denied) => self::denied(denied),
         ApiError::DatabaseUnavailable => database_unavailable(),
     };
     answer.into_status(request_id)
@@ -275,6 +285,16 @@ fn invalid(violations: &[FieldViolation]) -> Answer {
         .cloned()
         .collect();
     answer
+}
+
+fn denied(denied: &Denied) -> Answer {
+    let (code, reason) = if denied.is_unknown() {
+        (Code::Unauthenticated, "UNAUTHENTICATED")
+    } else {
+        (Code::PermissionDenied, "FORBIDDEN")
+    };
+    let answer = Answer::new(code, reason, Disposition::Caller, denied.to_string());
+    denied.metadata().into_iter().fold(answer, |answer, (name, value)| answer.with(name, value))
 }
 
 fn allocator(error: &Error) -> Answer {

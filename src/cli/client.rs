@@ -6,10 +6,11 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use tonic::{
     Request,
+    metadata::{Ascii, MetadataValue},
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::error::CliError;
+use super::{credentials::CredentialArgs, error::CliError};
 use crate::proto::v1::{
     resource_allocator_client::ResourceAllocatorClient, server_inventory_client::ServerInventoryClient,
 };
@@ -22,8 +23,9 @@ const USER_AGENT: &str = concat!("resource-allocator-cli/", env!("CARGO_PKG_VERS
 /// A page of 1000 servers with many excluded ports outgrows tonic's 4 MiB.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 
-/// The names of the flags in [`ClientArgs`].
-pub const FLAGS: [&str; 3] = ["endpoint", "timeout", "output"];
+/// The names of the flags in [`ClientArgs`], as clap has them.
+pub const FLAGS: [&str; 7] =
+    ["endpoint", "timeout", "output", "tls_ca", "tls_certificate", "tls_key", "token_file"];
 
 /// How a command prints its answer, and its error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -50,6 +52,9 @@ pub struct ClientArgs {
     /// How to print the answer on standard output, and an error on standard error
     #[arg(long, short, global = true, value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Text)]
     pub output: OutputFormat,
+    /// What it shows of itself, and whom it believes.
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
 }
 
 impl ClientArgs {
@@ -59,6 +64,12 @@ impl ClientArgs {
             "endpoint" => self.endpoint = before.endpoint.clone(),
             "timeout" => self.timeout = before.timeout,
             "output" => self.output = before.output,
+            "tls_ca" => self.credentials.tls_ca.clone_from(&before.credentials.tls_ca),
+            "tls_certificate" => {
+                self.credentials.tls_certificate.clone_from(&before.credentials.tls_certificate);
+            }
+            "tls_key" => self.credentials.tls_key.clone_from(&before.credentials.tls_key),
+            "token_file" => self.credentials.token_file.clone_from(&before.credentials.token_file),
             _ => unreachable!("FLAGS names no other"),
         }
     }
@@ -68,9 +79,8 @@ fn parse_endpoint(text: &str) -> Result<Uri, String> {
     let uri: Uri =
         text.parse().map_err(|error| format!("{error}; an endpoint is written {DEFAULT_ENDPOINT}"))?;
     match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err("https is not supported, write http://".to_owned()),
-        _ => return Err(format!("it must start with http://, as in {DEFAULT_ENDPOINT}")),
+        Some("http" | "https") => {}
+        _ => return Err(format!("it must start with http:// or https://, as in {DEFAULT_ENDPOINT}")),
     }
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err(format!("it takes no path, as in {DEFAULT_ENDPOINT}"));
@@ -85,6 +95,7 @@ pub struct Session {
     /// How to print.
     pub output: OutputFormat,
     timeout: Duration,
+    authorization: Option<MetadataValue<Ascii>>,
 }
 
 impl Session {
@@ -93,7 +104,8 @@ impl Session {
     /// # Errors
     /// [`CliError::Unreachable`] when nothing answers there within five seconds.
     pub async fn connect(args: &ClientArgs) -> Result<Self, CliError> {
-        let endpoint = Endpoint::from(args.endpoint.clone())
+        let authorization = args.credentials.authorization()?;
+        let mut endpoint = Endpoint::from(args.endpoint.clone())
             .user_agent(USER_AGENT)
             .context("setting the user agent")?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -101,11 +113,14 @@ impl Session {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
+        if let Some(tls) = args.credentials.tls(args.endpoint.scheme_str())? {
+            endpoint = endpoint.tls_config(tls).context("cannot use the certificates")?;
+        }
         let channel = endpoint.connect().await.map_err(|error| CliError::Unreachable {
             endpoint: args.endpoint.to_string().trim_end_matches('/').to_owned(),
             cause: innermost(&error),
         })?;
-        Ok(Self { channel, output: args.output, timeout: args.timeout })
+        Ok(Self { channel, output: args.output, timeout: args.timeout, authorization })
     }
 
     /// The client of the placement service.
@@ -129,8 +144,18 @@ impl Session {
     /// A request that the service may hold for `wait` before the time of `--timeout` runs.
     #[must_use]
     pub fn request_that_waits<T>(&self, message: T, wait: Duration) -> Request<T> {
-        let mut request = Request::new(message);
+        let mut request = self.request_without_end(message);
         request.set_timeout(self.timeout.saturating_add(wait));
+        request
+    }
+
+    /// A request whose answer may take for ever: a watch.
+    #[must_use]
+    pub fn request_without_end<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
+        }
         request
     }
 }
@@ -159,14 +184,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_a_plain_http_url() {
-        for good in [DEFAULT_ENDPOINT, "http://allocator:80", "http://[::1]:50051/"] {
+    fn an_endpoint_is_an_http_url() {
+        for good in [DEFAULT_ENDPOINT, "http://allocator:80", "http://[::1]:50051/", "https://allocator"] {
             assert!(parse_endpoint(good).is_ok(), "{good}");
         }
         for (bad, reason) in [
-            ("127.0.0.1:50051", "must start with http://"),
+            ("127.0.0.1:50051", "must start with http:// or https://"),
             ("localhost", "must start with http://"),
-            ("https://allocator", "https is not supported"),
+            ("ftp://allocator", "must start with http://"),
             ("http://allocator/api", "takes no path"),
             ("http://", "an endpoint is written"),
             ("", "an endpoint is written"),

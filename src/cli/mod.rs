@@ -1,12 +1,13 @@
 //! The command line: the service and its client in one binary.
 //!
 //! Data goes to standard output, talk to standard error. A new command is a module, a variant of `Command` and a line in
-//! `Command::run`. `serve` and `migrate` bring their own flags; every other command takes `ClientArgs`.
+//! `Command::run`. `serve`, `migrate` and `token` bring their own flags; every other command takes `ClientArgs`.
 
 mod allocations;
 mod audit;
 mod client;
 mod completions;
+mod credentials;
 mod error;
 mod find;
 mod health;
@@ -26,6 +27,7 @@ mod servers_observe;
 mod servers_policy;
 mod servers_set;
 mod servers_sync;
+mod token;
 mod wait;
 mod waiting;
 mod watch;
@@ -50,6 +52,7 @@ use self::{
     relocations::{PortInUseArgs, RelocateArgs},
     serve::ServeArgs,
     servers::ServersArgs,
+    token::TokenArgs,
     waiting::WaitingArgs,
     watch::WatchArgs,
 };
@@ -107,6 +110,8 @@ enum Command {
     Audit(Box<AuditArgs>),
     /// Run the service
     Serve(Box<ServeArgs>),
+    /// Make tokens for callers
+    Token(TokenArgs),
     /// Print the completion script of a shell
     Completions(CompletionsArgs),
 }
@@ -143,7 +148,7 @@ fn command_of(matches: &ArgMatches) -> Result<Command, clap::Error> {
         }
         _ => {
             if let Some(flag) = flags.next() {
-                let message = format!("--{flag} is a flag of the client commands");
+                let message = format!("--{} is a flag of the client commands", flag.replace('_', "-"));
                 return Err(tree().error(ErrorKind::ArgumentConflict, message));
             }
         }
@@ -166,7 +171,9 @@ impl Command {
             Self::Watch(args) => Some(&mut args.client),
             Self::Servers(args) => Some(&mut args.client),
             Self::Health(args) => Some(&mut args.client),
-            Self::Migrate(_) | Self::Audit(_) | Self::Serve(_) | Self::Completions(_) => None,
+            Self::Migrate(_) | Self::Audit(_) | Self::Serve(_) | Self::Token(_) | Self::Completions(_) => {
+                None
+            }
         }
     }
 
@@ -186,6 +193,7 @@ impl Command {
             Self::Migrate(args) => Ok(migrate::run(&args)?),
             Self::Audit(args) => audit::run(&args),
             Self::Serve(args) => Ok(serve::run(*args)?),
+            Self::Token(args) => token::token(&args),
             Self::Completions(args) => completions::completions(&args, tree()),
         }
     }

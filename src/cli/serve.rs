@@ -80,6 +80,9 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
     let shutdown = Shutdown::on_signals().context("cannot listen for signals")?;
     let options = ServerOptions {
         listen: args.listen.listen,
+        listener: args.listen.listener_options()?,
+        tls: args.listen.tls_files(),
+        auth_tokens: args.listen.auth_tokens,
         insecure_allow_remote: args.listen.insecure_allow_remote,
         drain_timeout: args.listen.drain_timeout,
         cors_origins: args.listen.cors_origins,

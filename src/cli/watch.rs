@@ -6,7 +6,7 @@
 use std::{cmp, io, time::Duration};
 
 use clap::{Args, ColorChoice};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::{
@@ -112,7 +112,7 @@ impl Watcher {
     /// Prints one stream to its end.
     async fn stream(&mut self) -> Result<(), CliError> {
         // No deadline: the stream lasts; the channel's keep-alive notices a dead peer.
-        let request = Request::new(self.request.clone());
+        let request = self.session.request_without_end(self.request.clone());
         let mut stream = self.session.allocator().watch_allocations(request).await?.into_inner();
         if self.opened {
             output::note("connected again");

@@ -14,6 +14,7 @@ use tonic::{Request, Status};
 use super::{Http, status};
 use crate::{
     api::{Fields, request_id::RequestId, status::ApiError, told},
+    auth::Caller,
     proto::v1::{self, resource_allocator_server::ResourceAllocator as _},
 };
 
@@ -53,21 +54,23 @@ impl From<v1::Allocation> for Allocation {
 pub(super) async fn list(
     State(http): State<Http>,
     Extension(id): Extension<RequestId>,
+    Extension(caller): Extension<Caller>,
     uri: Uri,
 ) -> Response {
-    match read(&http, &id, uri.query().unwrap_or_default()).await {
+    match read(&http, &id, &caller, uri.query().unwrap_or_default()).await {
         Ok(allocations) => Json(allocations).into_response(),
         Err(refused) => status::response(&refused),
     }
 }
 
-async fn read(http: &Http, id: &RequestId, query: &str) -> Result<Vec<Allocation>, Status> {
+async fn read(http: &Http, id: &RequestId, caller: &Caller, query: &str) -> Result<Vec<Allocation>, Status> {
     let refuse = |error: ApiError| http.api.refuse(&error, &id.0);
     let mut filters = filters(query).map_err(refuse)?;
     let mut allocations = Vec::new();
     loop {
         let mut request = Request::new(filters.clone());
         request.extensions_mut().insert(id.clone());
+        request.extensions_mut().insert(caller.clone());
         let page = http.api.list_allocations(request).await?.into_inner();
         allocations.extend(page.allocations.into_iter().map(Allocation::from));
         if allocations.len() > MAX_ALLOCATIONS {

@@ -1,10 +1,11 @@
 //! HTTP beside gRPC, on the same port: JSON for callers that poll, what probes ask, and gRPC-web for pages in browsers.
 //!
-//! `edge` decides what may come in and answers what nothing else does, `allocations` and `probes` are the paths, `status` turns
+//! `edge` decides what may come in and answers what nothing else does, `gate` who, `allocations` and `probes` are the paths, `status` turns
 //! a refusal into JSON. The work itself is the RPCs'.
 
 mod allocations;
 mod edge;
+mod gate;
 mod origin;
 mod probes;
 mod status;
@@ -17,7 +18,7 @@ use tonic::service::Routes;
 use tonic_web::GrpcWebLayer;
 
 pub use self::{origin::Origin, probes::Readiness};
-use crate::api::Api;
+use crate::{api::Api, auth::Gate};
 
 /// What the paths share.
 #[derive(Debug, Clone)]
@@ -25,22 +26,25 @@ struct Http {
     api: Api,
     readiness: watch::Receiver<Readiness>,
     origins: Arc<[Origin]>,
+    gate: Gate,
 }
 
 /// Everything that the port answers: the services, by gRPC and by gRPC-web, and the paths of this module. `origins` are those
-/// whose pages may call.
+/// whose pages may call, `gate` lets callers in.
 #[must_use]
 pub fn routes(
     services: Routes,
     api: Api,
     readiness: watch::Receiver<Readiness>,
     origins: Vec<Origin>,
+    gate: Gate,
 ) -> Routes {
     let cors = edge::cors(&origins);
-    let http = Http { api, readiness, origins: origins.into() };
+    let http = Http { api, readiness, origins: origins.into(), gate };
     let mut router: Router<Http> = services
         .into_axum_router()
         .with_state(())
+        .route_layer(middleware::from_fn_with_state(http.clone(), gate::until_ended))
         .route_layer(GrpcWebLayer::new())
         .route_layer(middleware::from_fn_with_state(http.clone(), edge::grpc_alone))
         .route("/api/allocations/", get(allocations::list))
@@ -48,7 +52,9 @@ pub fn routes(
         .route("/healthz", get(probes::live))
         .route("/readyz", get(probes::ready))
         .method_not_allowed_fallback(edge::another_method)
-        .fallback(edge::nothing_here);
+        .fallback(edge::nothing_here)
+        // Behind the answers to a browser's questions, which carry no credentials, and before everything else.
+        .layer(middleware::from_fn_with_state(http.clone(), gate::admit));
     if let Some(cors) = cors {
         router = router.layer(cors);
     }

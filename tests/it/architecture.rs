@@ -15,9 +15,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("store", &["domain"]),
     ("events", &["store", "domain"]),
     ("allocator", &["events", "store", "domain"]),
-    ("api", &["allocator", "events", "store", "domain", "proto"]),
-    ("http", &["api", "allocator", "events", "store", "domain", "proto"]),
-    ("server", &["http", "api", "allocator", "events", "store", "domain", "proto", "shutdown"]),
+    ("api", &["auth", "allocator", "events", "store", "domain", "proto"]),
+    ("http", &["api", "auth", "allocator", "events", "store", "domain", "proto"]),
+    // Who calls: what of it is a matter of the connection, and of the file of credentials.
+    ("followed", &[]),
+    ("auth", &["domain", "followed"]),
+    ("listener", &["auth", "followed"]),
+    (
+        "server",
+        &["listener", "auth", "http", "api", "allocator", "events", "store", "domain", "proto", "shutdown"],
+    ),
     (
         "cli",
         &[
@@ -30,6 +37,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "domain",
             "proto",
             "config",
+            "auth",
             "inventory_file",
             "policy_figure",
             "postgres",
@@ -43,7 +51,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("shutdown", &[]),
     ("inventory_file", &["proto"]),
     ("policy_figure", &["domain"]),
-    ("config", &["http", "store", "domain", "policy_figure"]),
+    ("config", &["listener", "http", "store", "domain", "policy_figure"]),
     ("telemetry", &["config"]),
     ("lib", &[]),
     ("main", &[]),

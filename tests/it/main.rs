@@ -2,6 +2,8 @@
 
 mod architecture;
 mod audit;
+mod auth;
+mod auth_rules;
 mod bad_input;
 mod batch;
 mod cli;
@@ -37,5 +39,6 @@ mod startup;
 mod strict;
 mod support;
 mod sync;
+mod tls;
 mod waiting;
 mod watch;

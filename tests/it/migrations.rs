@@ -6,6 +6,7 @@ use resource_allocator::{
     allocator::AllocatorOptions,
     domain::{policy::PolicyPatch, request::Strategy},
     events::WatchOptions,
+    listener::ListenerOptions,
     server::{self, RunningServer, ServerOptions},
     shutdown::Shutdown,
     store::{MIGRATOR, StoreOptions},
@@ -18,6 +19,9 @@ async fn start(database: &TestDatabase) -> anyhow::Result<(RunningServer, Shutdo
     let shutdown = Shutdown::default();
     let options = ServerOptions {
         listen: "127.0.0.1:0".parse().unwrap(),
+        listener: ListenerOptions::default(),
+        tls: None,
+        auth_tokens: None,
         insecure_allow_remote: false,
         drain_timeout: Duration::from_secs(5),
         cors_origins: Vec::new(),

@@ -6,6 +6,7 @@ use sqlx::{Connection as _, PgConnection};
 
 use crate::support::{
     TestDatabase,
+    certificates::{Authority, CertificateFolder},
     process::{binary, folder, run},
 };
 
@@ -150,16 +151,66 @@ async fn a_busy_port_is_told_by_its_address() {
 }
 
 #[test]
-fn listening_beyond_loopback_must_be_asked_for() {
+fn no_credentials_beyond_loopback_means_no_l38() {
     let url = "postgres://u:hunter2@127.0.0.1:1/x";
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let folder = CertificateFolder::of(&ours.service());
+    let path = |name: &str| folder.path(name).to_str().unwrap().to_owned();
+    folder.write("clients.pem", &theirs.pem);
+    folder.write("tokens.toml", "");
+    let tls = ["--tls-certificate", &path("service.pem"), "--tls-key", &path("service.key")];
+    let client_ca = ["--tls-client-ca", &path("clients.pem")];
+    let tokens = ["--auth-tokens", &path("tokens.toml")];
+    let asked_for = ["--insecure-allow-remote"];
     for listen in ["0.0.0.0:0", "[::]:0"] {
-        let refusal = refusal(&run(&["serve", "--listen", listen, "--database-url", url]));
-        assert_eq!(refusal.code, Some(1));
-        assert!(refusal.line.contains("--insecure-allow-remote"), "{}", refusal.line);
+        for (flags, told) in [
+            (vec![], "there is neither TLS (--tls-certificate and --tls-key) nor authentication"),
+            (vec![&tls[..]], "there is no authentication (--auth-tokens or --tls-client-ca)"),
+            (vec![&tokens[..]], "there is no TLS (--tls-certificate and --tls-key)"),
+            // With what is asked for, or told by name to do without, it fails on what comes next.
+            (vec![&tls[..], &tokens[..]], "cannot reach the database"),
+            (vec![&tls[..], &client_ca[..]], "cannot reach the database"),
+            (vec![&tls[..], &asked_for[..]], "cannot reach the database"),
+            (vec![&tokens[..], &asked_for[..]], "cannot reach the database"),
+            (vec![&asked_for[..]], "cannot reach the database"),
+        ] {
+            let arguments = ["serve", "--listen", listen, "--database-url", url];
+            let refusal = refusal(&run(&[&arguments[..], &flags.concat()].concat()));
+            assert_eq!(refusal.code, Some(1));
+            assert!(refusal.line.contains(told), "{flags:?}: {}", refusal.line);
+            let starts = told == "cannot reach the database";
+            assert_eq!(refusal.line.contains("--insecure-allow-remote"), !starts, "{flags:?}");
+        }
     }
-    // Asked for, it fails on what comes next.
-    let output = run(&["serve", "--listen", "0.0.0.0:0", "--insecure-allow-remote", "--database-url", url]);
-    assert!(refusal(&output).line.contains("cannot reach the database"));
+}
+
+#[test]
+fn certificates_and_credentials_that_cannot_be_used_are_told_by_their_file() {
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
+    let folder = CertificateFolder::of(&ours.service());
+    let write = |name: &str, text: &str| folder.write(name, text).to_str().unwrap().to_owned();
+    let (certificate, key) =
+        (write("a.pem", &ours.service().certificate), write("a.key", &other.service().key));
+    let (empty, secret) = (write("empty.pem", ""), write("tokens.toml", "[[tokens]]\ntoken = 'hunter2'\n"));
+    let missing = folder.path("missing").to_str().unwrap().to_owned();
+    for (flags, word) in [
+        (
+            vec!["--tls-certificate", &certificate, "--tls-key", &key],
+            "the certificate and its key cannot be used",
+        ),
+        (vec!["--tls-certificate", &empty, "--tls-key", &key], "there is no certificate in"),
+        (vec!["--tls-certificate", &certificate, "--tls-key", &empty], "there is no key in"),
+        (vec!["--tls-certificate", &missing, "--tls-key", &key], "No such file"),
+        (vec!["--auth-tokens", &missing], "No such file"),
+        (vec!["--auth-tokens", &secret], "line 2: unknown field `token`"),
+    ] {
+        assert_refused(&[&flags[..], &["--database-url", "postgres://u@127.0.0.1:1/x"]].concat(), 1, &[word]);
+    }
+    // One half of a pair is wrong usage.
+    for flags in [["--tls-certificate", &certificate], ["--tls-key", &key], ["--tls-client-ca", &certificate]]
+    {
+        assert_refused(&flags, 2, &["required"]);
+    }
 }
 
 #[test]

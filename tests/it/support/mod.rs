@@ -1,6 +1,8 @@
 //! What the tests share: one real Postgres for the run, a database of its own for each test, and real services with generated
 //! clients. Nothing is mocked, and no Postgres is a failure.
 
+pub mod certificates;
+pub mod credentials;
 mod database;
 pub mod exporter;
 pub mod inventory;

@@ -1,12 +1,13 @@
 //! A service in the test's own process, on a port of its own, with generated clients.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use resource_allocator::{
     allocator::AllocatorOptions,
     domain::{policy::PolicyPatch, request::Strategy},
     events::WatchOptions,
     http::Origin,
+    listener::{ListenerOptions, TlsFiles},
     proto::v1::{
         self, resource_allocator_client::ResourceAllocatorClient,
         server_inventory_client::ServerInventoryClient,
@@ -33,6 +34,12 @@ pub struct TestServiceBuilder {
     pub drain_timeout: Duration,
     /// The origins whose pages may call.
     pub cors_origins: Vec<Origin>,
+    /// What the listener takes.
+    pub listener: ListenerOptions,
+    /// The certificates, where TLS is spoken.
+    pub tls: Option<TlsFiles>,
+    /// The file of credentials, where callers need some.
+    pub auth_tokens: Option<PathBuf>,
 }
 
 impl TestServiceBuilder {
@@ -54,9 +61,19 @@ impl TestServiceBuilder {
 
     /// Starts a service on a database that is somewhere else.
     pub async fn start_at(self, connect: PgConnectOptions) -> (RunningServer, Client, Shutdown) {
+        let (running, shutdown) = self.serve(connect).await;
+        let client = Client::connect(&format!("http://{}", running.address)).await;
+        (running, client, shutdown)
+    }
+
+    /// Starts a service without a client: for tests about who may connect.
+    pub async fn serve(self, connect: PgConnectOptions) -> (RunningServer, Shutdown) {
         let shutdown = Shutdown::default();
         let options = ServerOptions {
             listen: "127.0.0.1:0".parse().unwrap(),
+            listener: self.listener,
+            tls: self.tls,
+            auth_tokens: self.auth_tokens,
             insecure_allow_remote: false,
             drain_timeout: self.drain_timeout,
             cors_origins: self.cors_origins,
@@ -68,8 +85,7 @@ impl TestServiceBuilder {
             inventory: Vec::new(),
         };
         let running = server::start(options, shutdown.clone()).await.unwrap();
-        let client = Client::connect(&format!("http://{}", running.address)).await;
-        (running, client, shutdown)
+        (running, shutdown)
     }
 }
 
@@ -99,6 +115,9 @@ impl TestService {
             strategy: Strategy::Spread,
             drain_timeout: Duration::from_secs(5),
             cors_origins: Vec::new(),
+            listener: ListenerOptions::default(),
+            tls: None,
+            auth_tokens: None,
         }
     }
 }
@@ -117,7 +136,11 @@ pub struct Client {
 impl Client {
     /// Connects.
     pub async fn connect(endpoint: &str) -> Self {
-        let channel = Channel::from_shared(endpoint.to_owned()).unwrap().connect().await.unwrap();
+        Self::over(Channel::from_shared(endpoint.to_owned()).unwrap().connect().await.unwrap())
+    }
+
+    /// Calls over this connection.
+    pub fn over(channel: Channel) -> Self {
         Self {
             allocator: ResourceAllocatorClient::new(channel.clone()),
             inventory: ServerInventoryClient::new(channel.clone()),
