@@ -165,8 +165,8 @@ fn identity(
 
 /// The parser's own message shows the line, which may hold a secret. What it says of the fields' names shows none.
 fn malformed(text: &str, error: &toml::de::Error) -> CredentialsError {
-    let start = error.span().map_or(0, |span| span.start.min(text.len()));
-    let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
     let told = ["unknown field", "missing field", "there are the roles"];
     let message = error.message();
     let problem = if told.iter().any(|start| message.starts_with(start)) {
@@ -194,10 +194,10 @@ mod tests {
         let deploy = credentials.find(&Shown::Token(TokenHash::of(b"abc"))).unwrap();
         assert_eq!((deploy.name.as_str(), deploy.role), ("deploy", Role::Worker));
         assert_eq!(deploy.projects.as_deref().unwrap(), ["shop-", "blog/"]);
-        assert_eq!(deploy.expires, Some(Duration::from_secs(1_801_353_600)));
+        assert_eq!(deploy.expires, Some(Duration::from_hours(500_376)));
         let console = credentials.find(&Shown::Certificate("CN=console".to_owned())).unwrap();
         assert_eq!((console.name.as_str(), console.role, console.expires), ("console", Role::Viewer, None));
-        assert!(credentials.find(&Shown::Token(TokenHash::of(b"abd"))).is_none());
+        assert!(credentials.find(&Shown::Token(TokenHash::of(b"abcd"))).is_none());
     }
 
     #[test]

@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(hash.to_string(), told);
         assert_eq!(TokenHash::parse(told), Some(hash));
         assert_eq!(TokenHash::parse(&told.to_uppercase()), Some(hash));
-        for text in ["", "ba78", &told[1..], &format!("{told}0"), &told.replace('b', "g"), &"é".repeat(32)] {
+        for text in ["", "1234", &told[1..], &format!("{told}0"), &told.replace('b', "g"), &"é".repeat(32)] {
             assert_eq!(TokenHash::parse(text), None, "{text}");
         }
     }

@@ -40,7 +40,7 @@ pub struct CredentialArgs {
         requires = "tls_certificate"
     )]
     pub tls_key: Option<PathBuf>,
-    /// A file that holds the token to call with; the variable RESOURCE_ALLOCATOR_TOKEN holds one itself
+    /// A file that holds the token to call with; the variable `RESOURCE_ALLOCATOR_TOKEN` holds one itself
     #[arg(long, global = true, value_name = "FILE", env = "RESOURCE_ALLOCATOR_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
 }

@@ -1,9 +1,6 @@
 //! Who calls: tokens and certificates, projects that a worker may touch, and what becomes of a stream when its token goes.
 
-use std::{
-    process::Output,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{process::Output, time::Duration};
 
 use resource_allocator::proto::v1::{self, batch_ensure_result::Result as Told};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -170,12 +167,18 @@ async fn a_stream_ends_when_its_token_is_taken_away_and_others_go_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_over_when_its_time_is_and_so_is_its_stream() {
     let mut file = CredentialFile::new();
-    let soon = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(8);
-    let soon = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(soon.as_secs());
-    let soon = file.token("soon", "viewer", &format!("expires = {}", soon.format(&Rfc3339).unwrap()));
     let past = file.token("past", "viewer", "expires = 2020-01-01T00:00:00Z");
-    let (channel, _database, _running, _shutdown) = guarded(&file).await;
+    let (channel, database, _running, _shutdown) = guarded(&file).await;
+    let soon = sqlx::query_scalar("SELECT date_trunc('second', now()) + interval '10 s'");
+    let soon: OffsetDateTime = soon.fetch_one(&database.sql).await.unwrap();
+    let soon = file.token("soon", "viewer", &format!("expires = {}", soon.format(&Rfc3339).unwrap()));
     let mut client = TokenClient::new(&channel, &soon).allocator;
+    let known = async {
+        while client.list_allocations(v1::ListAllocationsRequest::default()).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, known).await.expect("the token never counted");
     let stream = client.watch_allocations(watch("shop")).await.unwrap().into_inner();
     let list = v1::ListAllocationsRequest::default();
     let mut past = TokenClient::new(&channel, &past).allocator;

@@ -12,7 +12,7 @@ from live_service import Service, live_service
 
 from resource_allocator_client import AsyncResourceAllocator, ResourceAllocator
 from resource_allocator_client._channel import find_credentials
-from resource_allocator_client.errors import CallerRefusal, TechnicalFailure
+from resource_allocator_client.errors import CallerRefusal, ResourceAllocatorError, TechnicalFailure
 
 VARIABLES = ("TOKEN", "TOKEN_FILE", "TLS_CA", "CLIENT_CERTIFICATE", "CLIENT_KEY")
 
@@ -36,13 +36,9 @@ def new_token(binary: Path, folder: Path, name: str, role: str, *more: str) -> s
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a certificate of its own for the service, which is its own authority."""
     folder = tmp_path_factory.mktemp("credentials")
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        + ["-subj", "/CN=service", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-        + ["-keyout", str(folder / "service.key"), "-out", str(folder / "service.pem")],
-        check=True,
-        capture_output=True,
-    )
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=service"
+    named = "-addext subjectAltName=IP:127.0.0.1,DNS:localhost -keyout service.key -out service.pem"
+    subprocess.run([*made.split(), *named.split()], cwd=folder, check=True, capture_output=True)
     return folder
 
 
@@ -85,7 +81,7 @@ def test_a_token_over_tls_is_let_in_as_far_as_its_role(endpoint: str, folder: Pa
             pass
     with ResourceAllocator(endpoint, tls_ca=authority, token=tokens["worker"]) as client:
         for project_id, reason in [("shop-1", "NO_SERVERS"), ("other", "FORBIDDEN")]:
-            with pytest.raises(Exception) as refused:
+            with pytest.raises(ResourceAllocatorError) as refused:
                 client.ensure(project_id)
             assert refused.value.reason == reason
     for token in [None, "ra_unknown"]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from conftest import PATIENCE_S, ROOT, Service
+from conftest import PATIENCE_S, ROOT, Service, live_service
 
 ALLOCATOR = "resourceallocator.v1.ResourceAllocator"
 INVENTORY = "resourceallocator.v1.ServerInventory"
@@ -182,3 +182,29 @@ def test_a_refusal_is_shown_with_its_reason(run, register):
     told = refused.stderr.replace(" ", "")
     for word in ["Code:FailedPrecondition", "google.rpc.ErrorInfo", "REQUEST_EXCEEDS_FLEET", '"disposition":"OPERATOR"']:
         assert word in told, refused.stderr
+
+
+def test_a_service_with_tls_and_tokens_is_called_with_both(grpcurl, binary, tmp_path):
+    made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=service"
+    named = "-addext subjectAltName=IP:127.0.0.1 -keyout service.key -out service.pem"
+    subprocess.run([*made.split(), *named.split()], cwd=tmp_path, check=True, capture_output=True)
+    command = [binary, "token", "new", "--name", "tour", "--role", "viewer"]
+    token = subprocess.run(command, check=True, capture_output=True, text=True)
+    (tmp_path / "credentials.toml").write_text(token.stderr)
+    files = {"certificate": "service.pem", "key": "service.key"}
+    flags = [word for flag, name in files.items() for word in (f"--tls-{flag}", str(tmp_path / name))]
+    with live_service(binary, *flags, "--auth-tokens", str(tmp_path / "credentials.toml")) as service:
+
+        def run(*arguments: str) -> subprocess.CompletedProcess:
+            command = [grpcurl, "-cacert", str(tmp_path / "service.pem"), *arguments]
+            return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+
+        # What there is, is told to those alone that are known.
+        bearer = ("-H", f"authorization: Bearer {token.stdout.strip()}")
+        listed = run(*bearer, service.address, "list")
+        assert ALLOCATOR in listed.stdout, listed.stderr
+        assert "Unauthenticated" in run(service.address, "list").stderr
+        read = run(*bearer, service.address, f"{INVENTORY}/ListServers")
+        assert read.returncode == 0, read.stderr
+        refused = run(*bearer, "-d", '{"handle": "right"}', service.address, f"{INVENTORY}/DeleteServer")
+        assert "PermissionDenied" in refused.stderr and "FORBIDDEN" in refused.stderr

@@ -105,7 +105,9 @@ class Credentials:
 
     def for_tls(self) -> grpc.ChannelCredentials:
         """Reads the files."""
-        read = [None if path is None else path.read_bytes() for path in (self.tls_ca, self.tls_key, self.tls_certificate)]
+        read = [
+            None if path is None else path.read_bytes() for path in (self.tls_ca, self.tls_key, self.tls_certificate)
+        ]
         return grpc.ssl_channel_credentials(*read)
 
 
@@ -126,8 +128,8 @@ def find_credentials(
         # What it is, is not repeated.
         raise ValueError("the token has characters that no token has")
     ca = tls_ca or os.environ.get(TLS_CA_VARIABLE) or None
-    paths = [None if not path else Path(path) for path in (ca, tls_certificate, tls_key)]
-    return Credentials(*paths, token)
+    ca_file, certificate, key = (Path(path) if path else None for path in (ca, tls_certificate, tls_key))
+    return Credentials(ca_file, certificate, key, token)
 
 
 def speaks_tls(endpoint: str) -> bool:

@@ -251,7 +251,9 @@ class AsyncResourceAllocator:
         """Follows the events that pass the filters; see `ResourceAllocator.watch`."""
         request = _requests.watch(project_id, server_handle, resume_token, from_beginning)
         resumption = Resumption(request, self.timeout if timeout is None else timeout, on_reconnect)
-        return AsyncWatch(lambda again: self._stub.WatchAllocations(again, metadata=self._metadata), resumption, self.endpoint)
+        return AsyncWatch(
+            lambda again: self._stub.WatchAllocations(again, metadata=self._metadata), resumption, self.endpoint
+        )
 
     async def close(self) -> None:
         """Closes the connection; calls and watches that are under way end."""

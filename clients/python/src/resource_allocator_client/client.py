@@ -310,7 +310,9 @@ class ResourceAllocator:
         """
         request = _requests.watch(project_id, server_handle, resume_token, from_beginning)
         resumption = Resumption(request, self.timeout if timeout is None else timeout, on_reconnect)
-        return Watch(lambda again: self._stub.WatchAllocations(again, metadata=self._metadata), resumption, self.endpoint)
+        return Watch(
+            lambda again: self._stub.WatchAllocations(again, metadata=self._metadata), resumption, self.endpoint
+        )
 
     def close(self) -> None:
         """Closes the connection; calls and watches that are under way end."""
