@@ -72,12 +72,12 @@ type Seen = Vec<(i64, v1::AllocationEvent)>;
 /// Watches from the beginning up to `last` once that is known, over streams that it breaks off at random.
 async fn watch(
     endpoints: [String; 2],
-    seed: u64,
+    number: u64,
     project_id: Option<String>,
     last: Arc<std::sync::Mutex<Option<i64>>>,
 ) -> (Seen, u32) {
     let clients = clients(&endpoints);
-    let mut draw = StdRng::seed_from_u64(seed);
+    let mut draw = StdRng::seed_from_u64(number);
     let mut seen = Seen::new();
     let mut request = v1::WatchAllocationsRequest { project_id, from_beginning: true, ..Default::default() };
     let mut streams = 0;
@@ -88,7 +88,7 @@ async fn watch(
         if is_over(reached) {
             return (seen, streams);
         }
-        assert!(begun.elapsed() < length() + PATIENCE, "watcher {seed} stands at {reached}");
+        assert!(begun.elapsed() < length() + PATIENCE, "watcher {number} stands at {reached}");
         let mut client = clients[draw.random_range(0..2)].clone();
         let Ok(stream) = client.watch_allocations(request.clone()).await else {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -10,7 +10,7 @@ use resource_allocator::{
         watch_allocations_response::Payload,
     },
 };
-use sqlx::PgPool;
+use sqlx::{Connection as _, PgPool};
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use uuid::Uuid;
 
@@ -717,7 +717,8 @@ async fn a_log_that_was_set_back_is_told_to_those_who_saw_more_of_it() {
     all.up_to(last).await;
     one.up_to(last).await;
     // As a standby does that was promoted without the last of what was committed.
-    let mut rewinding = service.database.sql.begin().await.unwrap();
+    let mut conn = service.database.sql.acquire().await.unwrap();
+    let mut rewinding = conn.begin().await.unwrap();
     for statement in [
         "SET LOCAL session_replication_role = replica",
         "DELETE FROM allocation_events WHERE kind = 'ensured'",
