@@ -39,6 +39,7 @@ mod startup;
 mod strict;
 mod support;
 mod sync;
+mod terminal;
 mod tls;
 mod waiting;
 mod watch;
