@@ -21,13 +21,13 @@ use crate::{
 };
 
 /// How many operations of the history are read at once. Few, for one of a server with every label and port it may have is large.
-const PAGE: i64 = 100;
+const PAGE: i64 = 200;
 /// How many messages wait for a watcher that does not read.
 const WAITING: usize = 64;
 /// The same of one who watches everything, to whom a message may be a page.
-const PAGES_WAITING: usize = 8;
+const PAGES_WAITING: usize = 4;
 /// How often a quiet watcher's resume point moves on; the contract says at least every 10 s.
-const BOOKMARK: Duration = Duration::from_secs(5);
+const BOOKMARK: Duration = Duration::from_secs(8);
 /// How long a read that failed waits before it is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 

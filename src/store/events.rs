@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
+use tokio_stream::{Stream, StreamExt as _};
 
 use super::{StoreError, placements::check_count, pools::DEFAULT_POOL};
 use crate::domain::{
@@ -49,9 +50,8 @@ pub async fn list_after(
         sequence,
         limit
     )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(LogEntry::try_from).collect()
+    .fetch(conn);
+    decode(rows).await
 }
 
 /// The same, of one project.
@@ -82,9 +82,19 @@ pub async fn list_project_after(
         up_to,
         limit
     )
-    .fetch_all(conn)
-    .await?;
-    rows.into_iter().map(LogEntry::try_from).collect()
+    .fetch(conn);
+    decode(rows).await
+}
+
+/// Decodes each while Postgres sends the next.
+async fn decode(
+    mut rows: impl Stream<Item = Result<Row, sqlx::Error>> + Unpin,
+) -> Result<Vec<LogEntry>, StoreError> {
+    let mut entries = Vec::new();
+    while let Some(row) = rows.next().await {
+        entries.push(row?.try_into()?);
+    }
+    Ok(entries)
 }
 
 impl TryFrom<Row> for LogEntry {
