@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -18,12 +21,14 @@ use crate::{
 /// How often the log is looked at. What this replica commits is looked at once it is committed, and what another one commits
 /// when that one says so: but a hint may be lost, and this is the truth.
 const POLL: Duration = Duration::from_millis(100);
+/// How far apart what is handed round is at least: each time wakes everyone who watches everything. What comes alone goes at once.
+const APART: Duration = Duration::from_millis(20);
 /// How long a read may take: a database that froze in the middle of one says nothing.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How many operations are read at once.
 const PAGE: i64 = 500;
 /// How many are handed round at once: a watcher's place is a few such batches long, and of the largest.
-const BATCH: usize = 100;
+const BATCH: usize = 200;
 
 /// How watchers are treated.
 #[derive(Debug, Clone, Copy)]
@@ -92,12 +97,13 @@ impl Hub {
         self.shutdown.clone()
     }
 
-    async fn follow(&self) -> Result<(), StoreError> {
+    /// Hands round what was committed since the last time; whether there was anything and anyone.
+    async fn follow(&self) -> Result<bool, StoreError> {
         let mut conn = self.store.acquire_for_tailer().await?;
         let pool = pools::find(&mut conn).await?;
         let Some(mut at) = *self.position.borrow() else {
             self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
-            return Ok(());
+            return Ok(false);
         };
         if at.epoch != pool.epoch || at.sequence > pool.last_sequence {
             tracing::warn!(
@@ -105,31 +111,33 @@ impl Hub {
                 "the log was restarted: another history goes on from here"
             );
             self.lose_thread(&pool);
-            return Ok(());
+            return Ok(false);
         }
+        let mut handed = false;
         while at.sequence < pool.last_sequence {
             // With nobody to hand them to, the operations need not be read.
             if !self.feed.is_heard() {
                 at.sequence = pool.last_sequence;
                 self.move_to(at);
-                return Ok(());
+                return Ok(false);
             }
             let entries = events::list_after(&mut conn, at.sequence, PAGE).await?;
             let follows = |entry: &LogEntry| entry.first_sequence == at.sequence + 1;
             let Some(last) = entries.last().filter(|_| entries.first().is_some_and(follows)) else {
                 // Retention dropped what this replica has not read yet.
                 self.lose_thread(&pool);
-                return Ok(());
+                return Ok(false);
             };
             at.sequence = last.last_sequence();
             let mut entries = entries.into_iter();
             while let Some(batch) = Batch::new(at.epoch, entries.by_ref().take(BATCH)) {
                 self.feed.send(batch);
+                handed = true;
             }
             // Only now: whoever has taken all that was handed round has everything up to here.
             self.move_to(at);
         }
-        Ok(())
+        Ok(handed)
     }
 
     /// Goes on from the end of the log, and has every watcher see for itself what lies between.
@@ -145,17 +153,23 @@ impl Hub {
 
 async fn tail(hub: Hub, mut committed: watch::Receiver<i64>, news: Arc<Notify>) {
     let mut allocator_lives = true;
+    let mut again = Instant::now();
     loop {
         tokio::select! {
             () = hub.shutdown.cancelled() => return,
             changed = committed.changed(), if allocator_lives => allocator_lives = changed.is_ok(),
             () = news.notified() => {}
-            () = tokio::time::sleep(POLL) => {}
+            () = sleep(POLL) => {}
         }
+        sleep_until(again).await;
         let followed = tokio::time::timeout(READ_LIMIT, hub.follow()).await;
-        if let Err(error) = followed.unwrap_or_else(|_| Err(StoreError::silent())) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the log cannot be followed now");
-            tokio::time::sleep(POLL).await;
+        match followed.unwrap_or_else(|_| Err(StoreError::silent())) {
+            Ok(true) => again = Instant::now() + APART,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the log cannot be followed now");
+                sleep(POLL).await;
+            }
         }
     }
 }
