@@ -144,6 +144,10 @@ pub struct ListenArgs {
     /// The file of tokens and certificates that may call, and of their roles (TOML); read again when it changes
     #[arg(long, env = "RESOURCE_ALLOCATOR_AUTH_TOKENS", value_name = "FILE")]
     pub auth_tokens: Option<PathBuf>,
+    /// Where Prometheus finds figures, at /metrics, by TLS and with credentials where the other port wants them; port 0 takes a
+    /// free one [default: nowhere]
+    #[arg(long, env = "RESOURCE_ALLOCATOR_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     /// Listen beyond loopback although TLS or authentication is missing: strangers can read everything, or do everything
     #[arg(long, env = "RESOURCE_ALLOCATOR_INSECURE_ALLOW_REMOTE", value_name = "BOOL", num_args = 0..=1,
         default_value_t = false, default_missing_value = "true")]

@@ -18,7 +18,7 @@ use crate::{
     auth::Gate,
     domain::{policy::PolicyPatch, request::Strategy},
     events::{Hub, WatchOptions},
-    http::{self, Origin, Readiness},
+    http::{self, Origin, Readiness, metrics::Scraped},
     listener::{self, Certificates, ListenerOptions, TlsFiles},
     proto::{
         FILE_DESCRIPTOR_SET,
@@ -30,6 +30,7 @@ use crate::{
     },
     shutdown::Shutdown,
     store::{self, Store, StoreError, StoreOptions, pools},
+    telemetry,
 };
 
 /// How often health looks at the database, and how long the database may take to answer.
@@ -57,6 +58,8 @@ pub struct ServerOptions {
     pub tls: Option<TlsFiles>,
     /// The file of credentials, where callers need some.
     pub auth_tokens: Option<PathBuf>,
+    /// Where to serve figures for Prometheus; nowhere without it.
+    pub metrics_listen: Option<SocketAddr>,
     /// Whether to listen beyond loopback although TLS or authentication is missing.
     pub insecure_allow_remote: bool,
     /// How long requests under way may take once the service is told to stop.
@@ -105,9 +108,11 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
     let gate = Gate::new(options.auth_tokens, clients_show_certificates);
     let gate = gate.context("cannot take the credentials of --auth-tokens")?;
     let certificates = options.tls.map(Certificates::follow).transpose().context("cannot speak TLS")?;
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", options.listen))?;
+    let metrics = match options.metrics_listen {
+        Some(address) => Some((bind(address).await?, telemetry::metrics::install()?)),
+        None => None,
+    };
+    let listener = bind(options.listen).await?;
     let address = listener.local_addr()?;
 
     let place = store::place(&options.store.connect);
@@ -121,7 +126,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         changed.context("cannot set the fleet's policy")?;
     }
     let hub = Hub::start(store.clone(), options.watch, allocator.committed(), shutdown.soft.clone());
-    let api = Api::new(allocator, hub, &token_key, pool.epoch, options.strategy);
+    let api = Api::new(allocator.clone(), hub.clone(), &token_key, pool.epoch, options.strategy);
     for server in options.inventory {
         let handle = server.handle.clone();
         api.register_at_start(server).await.with_context(|| format!("cannot register server `{handle}`"))?;
@@ -132,6 +137,19 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
     let health = Health { reporter, readiness };
     health.set(Readiness::Ready).await;
     let watch_health = tokio::spawn(watch_health(store.clone(), health.clone()));
+
+    if let Some((listener, recorder)) = metrics {
+        let scheme = if certificates.is_some() { "https" } else { "http" };
+        tracing::info!("figures for Prometheus at {scheme}://{}/metrics", listener.local_addr()?);
+        let (store, readiness) = (store.clone(), readable.clone());
+        tokio::spawn(http::metrics::keep_up(recorder.clone(), shutdown.soft.clone()));
+        let scraped = Scraped { allocator, hub, store, readiness, recorder };
+        let routes = http::metrics::routes(scraped, api.clone(), gate.clone());
+        let incoming = listener::incoming(listener, certificates.clone(), options.listener);
+        // It ends first on a stop: who scrapes keeps a connection, and with it the allocator.
+        let serving = Server::builder().accept_http1(true).layer(RequestIdLayer).add_routes(routes);
+        tokio::spawn(serving.serve_with_incoming_shutdown(incoming, shutdown.soft.clone().cancelled_owned()));
+    }
 
     let allocations = ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let routes = Routes::new(health_service)
@@ -182,9 +200,10 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
 
 /// Whoever reaches a port that is not loopback's must show who they are, and must not be overheard (L38).
 fn refuse_exposure(options: &ServerOptions) -> anyhow::Result<()> {
-    if options.listen.ip().is_loopback() {
+    let listens = [Some(options.listen), options.metrics_listen].into_iter().flatten();
+    let Some(exposed) = listens.into_iter().find(|address| !address.ip().is_loopback()) else {
         return Ok(());
-    }
+    };
     let certificates = options.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     let missing = match (options.tls.is_some(), options.auth_tokens.is_some() || certificates) {
         _ if options.insecure_allow_remote => return Ok(()),
@@ -196,8 +215,7 @@ fn refuse_exposure(options: &ServerOptions) -> anyhow::Result<()> {
         }
     };
     bail!(
-        "{} is not a loopback address, and {missing}; give it that, listen on 127.0.0.1, or say --insecure-allow-remote if the network itself keeps strangers out",
-        options.listen
+        "{exposed} is not a loopback address, and {missing}; give it that, listen on 127.0.0.1, or say --insecure-allow-remote if the network itself keeps strangers out"
     )
 }
 
@@ -218,6 +236,10 @@ async fn drain(
         served = serve => served.context("the listener failed"),
         () = over => Ok(()),
     }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
 async fn first_look(store: &Store) -> Result<(pools::PoolState, Vec<u8>), StoreError> {

@@ -53,6 +53,7 @@ impl Combiner {
             if batch.is_empty() {
                 continue;
             }
+            count(&batch);
             if let Err(Unavailable(error)) = self.process(batch).await {
                 // Whoever waited meanwhile would only wait as long again for the same answer.
                 while let Ok(job) = self.queue.try_recv() {
@@ -130,11 +131,21 @@ impl Combiner {
 
     /// Commits a batch, or gives up on a database that says nothing.
     async fn commit_in_time(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let begin = Instant::now();
         let committed = tokio::time::timeout(LIMIT, self.commit(batch)).await;
         if committed.is_err() {
             self.replica.write().await.forget();
         }
-        committed.unwrap_or_else(|_| Err(StoreError::silent()))
+        let committed = committed.unwrap_or_else(|_| Err(StoreError::silent()));
+        metrics::histogram!("allocator_transaction_duration_seconds").record(begin.elapsed());
+        let outcome = match &committed {
+            Ok(_) => "committed",
+            Err(StoreError::Unavailable(_)) => "database_unavailable",
+            Err(StoreError::Busy(_)) => "database_busy",
+            Err(_) => "rejected",
+        };
+        metrics::counter!("allocator_batches_total", "outcome" => outcome).increment(1);
+        committed
     }
 
     /// Commits a batch in one transaction.
@@ -250,6 +261,20 @@ impl Combiner {
         line::write(conn, &journal, fleet).await?;
         Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
     }
+}
+
+/// Counts what a batch takes out of the queue.
+fn count(batch: &[Job]) {
+    let now = Instant::now();
+    let waited = metrics::histogram!("allocator_queue_wait_duration_seconds");
+    for job in batch {
+        waited.record(now.duration_since(job.since));
+    }
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a batch is far smaller than what a float counts exactly"
+    )]
+    metrics::histogram!("allocator_batch_requests").record(batch.len() as f64);
 }
 
 /// Those whose callers still wait: nobody else need cost a transaction.

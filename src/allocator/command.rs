@@ -25,6 +25,8 @@ pub struct Job {
     pub request: Request,
     /// Until when the caller waits; none where it did not say.
     pub deadline: Option<Instant>,
+    /// Since when it waits.
+    pub since: Instant,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<Answer, Error>>,
 }

@@ -1,6 +1,9 @@
 //! Many ensures of one caller: each as if it had come alone, in their order.
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     Allocator, Error,
@@ -74,12 +77,12 @@ impl Allocator {
             mpsc::error::TrySendError::Full(()) => Error::Overloaded { limit: self.options.queue_limit },
             mpsc::error::TrySendError::Closed(()) => Error::ShuttingDown,
         })?;
-        let deadline = deadline::current();
+        let (deadline, since) = (deadline::current(), Instant::now());
         let mut waiting = Vec::with_capacity(step.len());
         for (place, request) in places.zip(step) {
             let (reply, answer) = oneshot::channel();
             let request = Request::Ensure(request);
-            place.send(Job { request_id: request_id.to_owned(), request, deadline, reply });
+            place.send(Job { request_id: request_id.to_owned(), request, deadline, since, reply });
             waiting.push(answer);
         }
         let mut answers = Vec::with_capacity(waiting.len());

@@ -3,7 +3,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{RwLock, mpsc, oneshot};
+use tokio::{
+    sync::{RwLock, mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     AllocatorOptions, Error,
@@ -63,8 +66,13 @@ impl Housekeeper {
         };
         let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(()) };
         let (reply, answer) = oneshot::channel();
-        let job =
-            Job { request_id: "housekeeping".to_owned(), request: Request::Housekeep, deadline: None, reply };
+        let job = Job {
+            request_id: "housekeeping".to_owned(),
+            request: Request::Housekeep,
+            deadline: None,
+            since: Instant::now(),
+            reply,
+        };
         if queue.try_send(job).is_ok() {
             drop(queue);
             answer.await.map_err(|_| Error::ShuttingDown)??;

@@ -9,6 +9,7 @@ pub mod deadline;
 mod ensure;
 mod ensure_all;
 mod error;
+pub mod figures;
 mod housekeeper;
 mod inventory;
 mod journal;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use tokio::{
     sync::{RwLock, RwLockReadGuard, mpsc, oneshot, watch},
     task::JoinSet,
+    time::Instant,
 };
 
 use self::{
@@ -362,7 +364,7 @@ impl Allocator {
     ) -> impl Future<Output = Result<Answer, Error>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
         let deadline = deadline::current();
-        let job = Job { request_id, request, deadline, reply };
+        let job = Job { request_id, request, deadline, since: Instant::now(), reply };
         let queued = self.queue.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded { limit: self.options.queue_limit },
             mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,

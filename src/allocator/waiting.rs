@@ -266,7 +266,13 @@ impl Drop for Stay {
                 let request = Request::Leave { project_id: project_id.clone(), caller };
                 let left = async {
                     let (reply, answer) = oneshot::channel();
-                    let job = Job { request_id: request_id.clone(), request, deadline: None, reply };
+                    let job = Job {
+                        request_id: request_id.clone(),
+                        request,
+                        deadline: None,
+                        since: Instant::now(),
+                        reply,
+                    };
                     queue.upgrade()?.send(job).await.ok()?;
                     answer.await.ok()?.ok()
                 };

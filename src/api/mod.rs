@@ -5,6 +5,7 @@
 mod about;
 mod allocations;
 mod batch;
+pub mod code_name;
 mod deadline;
 mod decode;
 mod encode;
@@ -12,6 +13,7 @@ mod inventory;
 pub mod prepared;
 mod relocations;
 pub mod request_id;
+mod rpc_metrics;
 pub mod status;
 pub mod token;
 pub mod transport_errors;

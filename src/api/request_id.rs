@@ -14,6 +14,7 @@ use tower::{Layer, Service};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use super::rpc_metrics;
 use crate::domain::ids::check_name;
 
 /// The header that carries it.
@@ -72,12 +73,8 @@ where
             .filter(|id| check_name(id, MAX_LENGTH, "._:/-").is_ok())
             .map_or_else(new, ToOwned::to_owned);
         request.extensions_mut().insert(RequestId(id.clone()));
-        let span = tracing::info_span!(
-            "rpc",
-            method = request.uri().path(),
-            request_id = id,
-            actor = tracing::field::Empty
-        );
+        let path = request.uri().path().to_owned();
+        let span = tracing::info_span!("rpc", method = path, request_id = id, actor = tracing::field::Empty);
         let future = self.inner.call(request);
         let answer = async move {
             let start = tokio::time::Instant::now();
@@ -86,8 +83,10 @@ where
             if let Ok(value) = HeaderValue::from_str(&id) {
                 response.headers_mut().insert(HEADER, value);
             }
+            let duration = start.elapsed();
+            rpc_metrics::count(&path, &response, duration);
             let status = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
-            let duration_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
             let http_status = response.status().as_u16();
             tracing::debug!(http_status, grpc_status = status.unwrap_or("0"), duration_ms, "answered");
             Ok(response)

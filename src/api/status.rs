@@ -158,10 +158,13 @@ impl Answer {
     #[expect(clippy::disallowed_methods, reason = "the one place where a status is made")]
     fn into_status(self, request_id: &str) -> Status {
         let message = cut(self.message, MAX_MESSAGE_BYTES);
+        let disposition = self.disposition.as_str();
+        metrics::counter!("allocator_refusals_total", "reason" => self.reason, "disposition" => disposition)
+            .increment(1);
         tracing::info!(code = ?self.code, reason = self.reason, told = message, "refused");
         let mut metadata: HashMap<_, _> =
             self.metadata.into_iter().map(|(key, value)| (key, cut(value, MAX_VALUE_BYTES))).collect();
-        metadata.insert("disposition".to_owned(), self.disposition.as_str().to_owned());
+        metadata.insert("disposition".to_owned(), disposition.to_owned());
         metadata.insert("request_id".to_owned(), request_id.to_owned());
         let mut details = ErrorDetails::with_error_info(self.reason, DOMAIN, metadata);
         if let Some(delay) = self.retry_after {

@@ -9,7 +9,7 @@ use crate::{
     config::{DatabaseArgs, LogArgs},
     server::migration_failed,
     store::{self, MIGRATOR, Store},
-    telemetry,
+    telemetry::log,
 };
 
 /// Arguments of `migrate`.
@@ -26,7 +26,7 @@ pub struct MigrateArgs {
 /// # Errors
 /// What stands in its way, in one line.
 pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
-    telemetry::init(args.log.log_format);
+    log::init(args.log.log_format);
     let (cluster, connect) = database(&args.database)?;
     let place = store::place(&connect);
     let result = tokio::runtime::Builder::new_current_thread()

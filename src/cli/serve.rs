@@ -15,7 +15,7 @@ use crate::{
     proto::v1,
     server::{self, ServerOptions},
     shutdown::Shutdown,
-    telemetry,
+    telemetry::log,
 };
 
 /// Arguments of `serve`.
@@ -36,7 +36,7 @@ pub struct ServeArgs {
 /// # Errors
 /// What stands in its way, in one line.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
-    telemetry::init(args.log.log_format);
+    log::init(args.log.log_format);
     let inventory = args.placement.inventory.as_deref().map(read_inventory).transpose()?.unwrap_or_default();
     // Before the runtime: Postgres is told of our death by the thread that started it.
     let (cluster, connect) = database(&args.database)?;
@@ -83,6 +83,7 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
         listener: args.listen.listener_options()?,
         tls: args.listen.tls_files(),
         auth_tokens: args.listen.auth_tokens,
+        metrics_listen: args.listen.metrics_listen,
         insecure_allow_remote: args.listen.insecure_allow_remote,
         drain_timeout: args.listen.drain_timeout,
         cors_origins: args.listen.cors_origins,
@@ -108,7 +109,7 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
         running = server::start(options, shutdown.clone()) => running?,
         () = shutdown.soft.cancelled() => return Ok(()),
     };
-    tracing::info!(target: telemetry::READY, "listening on {}", running.address);
+    tracing::info!(target: log::READY, "listening on {}", running.address);
     running.stopped().await?;
     tracing::info!("stopped");
     Ok(())

@@ -263,8 +263,8 @@ impl ServerPorts {
     }
 
     /// How many ports of either protocol are held.
-    #[cfg(test)]
-    pub(crate) fn held_count(&self) -> usize {
+    #[must_use]
+    pub fn held_count(&self) -> usize {
         self.tcp.len() + self.udp.len()
     }
 

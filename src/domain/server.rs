@@ -34,6 +34,18 @@ pub enum ServerStatus {
 }
 
 impl ServerStatus {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Discovered,
+        Self::Provisioning,
+        Self::Ready,
+        Self::Maintenance,
+        Self::Error,
+        Self::Unreachable,
+        Self::Missing,
+        Self::Decommissioned,
+    ];
+
     /// The status's name, as in the API and in metadata.
     #[must_use]
     pub fn as_str(self) -> &'static str {

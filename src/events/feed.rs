@@ -90,6 +90,13 @@ impl Feed {
         thread.everything.receiver_count() > 0 || !thread.subjects.is_empty()
     }
 
+    /// How many listen.
+    pub fn listeners(&self) -> usize {
+        let thread = self.thread();
+        let narrow: usize = thread.subjects.values().map(|group| group.listeners).sum();
+        thread.everything.receiver_count() + narrow
+    }
+
     /// Hands operations to everyone whom they concern.
     pub fn send(&self, batch: Batch) {
         let thread = self.thread();

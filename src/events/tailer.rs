@@ -91,6 +91,18 @@ impl Hub {
         self.position.borrow().map(|position| position.epoch)
     }
 
+    /// The number of the last event that was handed round; none before the first look.
+    #[must_use]
+    pub fn sequence(&self) -> Option<i64> {
+        self.position.borrow().map(|position| position.sequence)
+    }
+
+    /// How many watchers there are.
+    #[must_use]
+    pub fn watchers(&self) -> usize {
+        self.feed.listeners()
+    }
+
     /// Is cancelled when this replica begins to stop.
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {

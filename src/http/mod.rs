@@ -1,11 +1,12 @@
 //! HTTP beside gRPC, on the same port: JSON for callers that poll, what probes ask, and gRPC-web for pages in browsers.
 //!
-//! `edge` decides what may come in and answers what nothing else does, `gate` who, `allocations` and `probes` are the paths, `status` turns
-//! a refusal into JSON. The work itself is the RPCs'.
+//! `edge` decides what may come in and answers what nothing else does, `gate` who, `allocations` and `probes` are the paths,
+//! `metrics` is the one on a port of its own, `status` turns a refusal into JSON. The work itself is the RPCs'.
 
 mod allocations;
 mod edge;
 mod gate;
+pub mod metrics;
 mod origin;
 mod probes;
 mod status;

@@ -230,6 +230,19 @@ impl Store {
         }
     }
 
+    /// How many connections each pool has, and how many of them are idle.
+    #[must_use]
+    pub fn connections(&self) -> [(&'static str, usize, usize); 5] {
+        [
+            ("shared", &self.shared),
+            ("combiner", &self.combiner),
+            ("reader", &self.reader),
+            ("tailer", &self.tailer),
+            ("health", &self.health),
+        ]
+        .map(|(name, pool)| (name, usize::try_from(pool.size()).unwrap_or(usize::MAX), pool.num_idle()))
+    }
+
     /// Closes every connection.
     pub async fn close(&self) {
         for pool in [&self.shared, &self.combiner, &self.reader, &self.tailer, &self.health] {

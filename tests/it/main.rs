@@ -19,6 +19,7 @@ mod http;
 mod inventory;
 mod leases;
 mod list;
+mod metrics;
 mod migrations;
 // An exporter on another system tells other metrics.
 #[cfg(target_os = "linux")]

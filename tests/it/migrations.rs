@@ -22,6 +22,7 @@ async fn start(database: &TestDatabase) -> anyhow::Result<(RunningServer, Shutdo
         listener: ListenerOptions::default(),
         tls: None,
         auth_tokens: None,
+        metrics_listen: None,
         insecure_allow_remote: false,
         drain_timeout: Duration::from_secs(5),
         cors_origins: Vec::new(),

@@ -74,6 +74,7 @@ impl TestServiceBuilder {
             listener: self.listener,
             tls: self.tls,
             auth_tokens: self.auth_tokens,
+            metrics_listen: None,
             insecure_allow_remote: false,
             drain_timeout: self.drain_timeout,
             cors_origins: self.cors_origins,
