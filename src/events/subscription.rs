@@ -20,12 +20,13 @@ use crate::{
     store::{StoreError, events, pools},
 };
 
-/// How many operations of the history are read at once. Few, for one of a server with every label and port it may have is large.
-const PAGE: i64 = 200;
+/// How many operations of the history are read at once: enough to seldom ask, and not more, for one of a server with every label and
+/// port it may have is large.
+const PAGE: i64 = 500;
 /// How many messages wait for a watcher that does not read.
 const WAITING: usize = 64;
 /// The same of one who watches everything, to whom a message may be a page.
-const PAGES_WAITING: usize = 4;
+const PAGES_WAITING: usize = 2;
 /// How often a quiet watcher's resume point moves on; the contract says at least every 10 s.
 const BOOKMARK: Duration = Duration::from_secs(8);
 /// How long a read that failed waits before it is tried again.

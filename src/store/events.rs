@@ -1,8 +1,11 @@
 //! The table `allocation_events`: the log.
 
 use serde::Serialize;
-use serde_json::value::RawValue;
-use sqlx::{PgConnection, types::Json};
+use sqlx::{
+    Decode, PgConnection, Postgres, Type,
+    error::BoxDynError,
+    postgres::{PgTypeInfo, PgValueFormat, PgValueRef},
+};
 use time::OffsetDateTime;
 use tokio_stream::{Stream, StreamExt as _};
 
@@ -12,6 +15,9 @@ use crate::domain::{
     event::{LogEntry, Operation},
 };
 
+/// What is before the text of a `jsonb` in Postgres' binary format.
+const JSONB_VERSION: u8 = 1;
+
 struct Row {
     first_sequence: i64,
     event_time: OffsetDateTime,
@@ -19,7 +25,29 @@ struct Row {
     project_id: Option<String>,
     server_handle: Option<String>,
     request_id: String,
-    payload: Json<Box<RawValue>>,
+    payload: Payload,
+}
+
+/// The text of a payload, which is read once: into the operation that it is of.
+struct Payload(String);
+
+impl Type<Postgres> for Payload {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("jsonb")
+    }
+}
+
+impl Decode<'_, Postgres> for Payload {
+    fn decode(value: PgValueRef<'_>) -> Result<Self, BoxDynError> {
+        let text = match value.format() {
+            PgValueFormat::Binary => match value.as_bytes()? {
+                [JSONB_VERSION, text @ ..] => str::from_utf8(text)?,
+                _ => return Err("a jsonb of another version".into()),
+            },
+            PgValueFormat::Text => value.as_str()?,
+        };
+        Ok(Self(text.to_owned()))
+    }
 }
 
 /// Reads the operations that hold an event after `sequence`, in commit order, up to `limit` of them.
@@ -39,7 +67,7 @@ pub async fn list_after(
         Row,
         r#"
         SELECT first_sequence, event_time, kind::text AS "kind!", project_id, server_handle, request_id,
-               payload AS "payload: Json<Box<RawValue>>"
+               payload AS "payload: Payload"
         FROM allocation_events
         WHERE pool_id = $1 AND last_sequence > $2
           AND first_sequence >= coalesce((SELECT max(first_sequence) FROM allocation_events
@@ -69,7 +97,7 @@ pub async fn list_project_after(
         Row,
         r#"
         SELECT first_sequence, event_time, kind::text AS "kind!", project_id, server_handle, request_id,
-               payload AS "payload: Json<Box<RawValue>>"
+               payload AS "payload: Payload"
         FROM allocation_events
         WHERE pool_id = $1 AND project_id = $2 AND last_sequence > $3 AND first_sequence <= $4
           AND first_sequence >= coalesce((SELECT max(first_sequence) FROM allocation_events
@@ -104,7 +132,7 @@ impl TryFrom<Row> for LogEntry {
         let broken = |problem: String| {
             StoreError::inconsistent("allocation_events", row.first_sequence.to_string(), problem)
         };
-        let payload = row.payload.0.get();
+        let payload = row.payload.0.as_str();
         let operation = match row.kind.as_str() {
             "ensured" => serde_json::from_str(payload).map(Operation::Ensured),
             "refused" => serde_json::from_str(payload).map(Operation::Refused),
