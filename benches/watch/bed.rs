@@ -18,8 +18,7 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-/// The largest frame of HTTP/2 that watchers take. With the 16 kB that is the default, most of what a watcher costs is a call of
-/// the kernel for each.
+/// The largest frame of HTTP/2 that watchers take: more than the default of 16 kB, for fewer calls of the kernel.
 const FRAME_BYTES: u32 = 1 << 16;
 /// Servers with room and ports for whatever is placed.
 const SERVERS: usize = 64;
