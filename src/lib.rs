@@ -19,6 +19,7 @@ pub mod allocator;
 pub mod api;
 pub mod auth;
 pub mod cli;
+pub mod codec;
 pub mod config;
 pub mod domain;
 pub mod events;

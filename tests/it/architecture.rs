@@ -59,6 +59,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     // Beside it.
     ("proto", &[]),
+    ("codec", &[]),
     ("postgres", &[]),
     ("shutdown", &[]),
     ("inventory_file", &["proto"]),
