@@ -126,7 +126,15 @@ async fn read_tables(conn: &mut PgConnection, pool: &pools::PoolState) -> Result
         let found = placements::list_projects(conn, &ids).await?;
         tables.projects.extend(found.into_iter().map(|(id, record)| (id, record.project)));
     }
-    let mut rows = ports::list_all(conn);
+    let mut rows = ports::list_held(conn);
+    while let Some(held) = rows.next().await {
+        let held = held?;
+        for port in held.ports {
+            tables.ports.insert((held.server_handle.clone(), held.protocol, port), PortStanding::Held);
+        }
+    }
+    drop(rows);
+    let mut rows = ports::list_given_back(conn);
     while let Some(row) = rows.next().await {
         let row = row?;
         tables.ports.insert((row.server_handle, row.protocol, row.port), row.standing);

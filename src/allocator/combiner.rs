@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 use time::{OffsetDateTime, macros::datetime};
 use tokio::{
     sync::{RwLock, mpsc, watch},
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     domain::{Project, ProjectId, event::ReleaseCause},
-    store::{Store, StoreError, placements, pools},
+    store::{Store, StoreError, WriteTransaction, placements, pools},
 };
 
 /// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
@@ -34,6 +34,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// The database cannot be reached, or is held up by someone else, which is the answer for everyone who waits.
 struct Unavailable(Error);
 
+/// So many go into one transaction however many wait.
+const FEW: usize = 16;
+
+/// Whether a request is tried without any other.
+#[derive(Clone, Copy)]
+struct Alone(bool);
+
 /// The combiner's parts.
 pub struct Combiner {
     pub(super) store: Store,
@@ -42,29 +49,44 @@ pub struct Combiner {
     pub(super) queue: mpsc::Receiver<Job>,
     /// Tells the tailer that there is something to read.
     pub(super) committed: watch::Sender<i64>,
+    /// The connection, while it is good.
+    pub(super) conn: Option<PoolConnection<Postgres>>,
+    /// How many the last transaction took.
+    pub(super) took: usize,
 }
 
 impl Combiner {
     /// Works until the queue is closed and empty.
     pub async fn run(mut self) {
-        let mut waiting = Vec::with_capacity(self.options.max_batch);
-        while self.queue.recv_many(&mut waiting, self.options.max_batch).await > 0 {
-            let batch = wanted(waiting.drain(..));
+        while let Some(first) = self.queue.recv().await {
+            let mut batch = wanted([first]);
+            self.take_along(&mut batch);
             if batch.is_empty() {
                 continue;
             }
-            count(&batch);
-            if let Err(Unavailable(error)) = self.process(batch).await {
+            if let Err(Unavailable(error)) = self.process(batch, Alone(false)).await {
                 // Whoever waited meanwhile would only wait as long again for the same answer.
                 while let Ok(job) = self.queue.try_recv() {
                     let _ = job.reply.send(Err(error.clone()));
                 }
             }
         }
+        drop(self.conn.take());
+        self.store.close_combiner().await;
     }
 
-    async fn process(&self, batch: Vec<Job>) -> Result<(), Unavailable> {
-        let error = match self.commit_with_retries(&batch).await {
+    /// Adds to a batch those who wait. Callers who call again and again go in two halves, so that one is answered, and calls
+    /// again, while the other is written; if all went together, nobody would write while they are answered. A few do go together,
+    /// for a transaction costs as much as they do.
+    fn take_along(&mut self, batch: &mut Vec<Job>) {
+        let callers = self.took + batch.len() + self.queue.len();
+        let share = callers.div_ceil(2).clamp(FEW.min(self.options.max_batch), self.options.max_batch);
+        let room = share.saturating_sub(batch.len());
+        batch.extend(wanted(std::iter::from_fn(|| self.queue.try_recv().ok()).take(room)));
+    }
+
+    async fn process(&mut self, mut batch: Vec<Job>, alone: Alone) -> Result<(), Unavailable> {
+        let error = match self.commit_with_retries(&mut batch, alone).await {
             Ok(answers) => {
                 answer(batch, answers);
                 return Ok(());
@@ -103,11 +125,11 @@ impl Combiner {
         }
     }
 
-    async fn process_one_by_one(&self, batch: Vec<Job>) -> Result<(), Unavailable> {
+    async fn process_one_by_one(&mut self, batch: Vec<Job>) -> Result<(), Unavailable> {
         let mut jobs = batch.into_iter();
         while let Some(job) = jobs.next() {
             let Some(job) = wanted([job]).pop() else { continue };
-            if let Err(Unavailable(error)) = Box::pin(self.process(vec![job])).await {
+            if let Err(Unavailable(error)) = Box::pin(self.process(vec![job], Alone(true))).await {
                 fail(jobs, &error);
                 return Err(Unavailable(error));
             }
@@ -115,10 +137,14 @@ impl Combiner {
         Ok(())
     }
 
-    async fn commit_with_retries(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+    async fn commit_with_retries(
+        &mut self,
+        batch: &mut Vec<Job>,
+        alone: Alone,
+    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
         let mut tries = 1;
         loop {
-            match self.commit_in_time(batch).await {
+            match self.commit_in_time(batch, alone).await {
                 Err(StoreError::Busy(error)) if tries < BUSY_TRIES => {
                     tracing::warn!(tries, error = &error as &dyn std::error::Error, "the database was busy");
                     tokio::time::sleep(Duration::from_millis(50) * tries).await;
@@ -130,9 +156,13 @@ impl Combiner {
     }
 
     /// Commits a batch, or gives up on a database that says nothing.
-    async fn commit_in_time(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+    async fn commit_in_time(
+        &mut self,
+        batch: &mut Vec<Job>,
+        alone: Alone,
+    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
         let begin = Instant::now();
-        let committed = tokio::time::timeout(LIMIT, self.commit(batch)).await;
+        let committed = tokio::time::timeout(LIMIT, self.commit(batch, alone)).await;
         if committed.is_err() {
             self.replica.write().await.forget();
         }
@@ -152,20 +182,46 @@ impl Combiner {
     ///
     /// When the outcome of the commit itself is unknown, for the connection broke, the fleet is thrown away, and the next lock
     /// and read tells what happened. The callers are told to try again, which is safe in either case.
-    async fn commit(&self, batch: &[Job]) -> Result<Vec<Result<Answer, Error>>, StoreError> {
-        let mut transaction = self.store.begin_write().await?;
-        let pool = pools::lock(&mut transaction).await?;
+    async fn commit(
+        &mut self,
+        batch: &mut Vec<Job>,
+        Alone(alone): Alone,
+    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let kept = self.conn.take();
+        let is_kept = kept.is_some();
+        let mut conn = match kept {
+            Some(conn) => conn,
+            None => self.store.acquire_for_combiner().await?,
+        };
+        let begun = WriteTransaction::begin(&mut conn).await;
+        if is_kept && matches!(&begun, Err(StoreError::Unavailable(_))) {
+            // It broke while it lay idle. Nothing was begun, so another is as good.
+            drop(begun);
+            drop(conn);
+            return Box::pin(self.commit(batch, Alone(alone))).await;
+        }
+        let (mut transaction, pool) = begun?;
+        if !alone {
+            // Whoever came while these waited for the pool's row.
+            self.take_along(batch);
+            count(batch);
+        }
+        self.took = batch.len();
         // Only now, so that those who read the fleet do not wait for another replica's transaction.
         let mut replica = self.replica.write().await;
-        // A later statement than the lock: a statement's snapshot is older than the lock that it waits for.
+        // In later statements than the lock: a statement's snapshot is older than the lock that it waits for.
         replica.catch_up(&mut transaction, &pool).await?;
         let result = self.write(&mut transaction, &mut replica, &pool, batch).await;
         let result = match result {
-            Ok(answers) => transaction.commit().await.map(|()| answers).map_err(StoreError::from),
-            Err(error) => Err(error),
+            Ok(answers) => transaction.commit().await.map(|()| answers),
+            Err(error) => {
+                drop(transaction);
+                Err(error)
+            }
         };
         match &result {
             Ok(_) => {
+                self.conn = Some(conn);
                 self.committed.send_replace(replica.fleet().sequence());
             }
             Err(_) => replica.forget(),
@@ -187,10 +243,13 @@ impl Combiner {
         let free_after = after(pool.now, self.options.port_rest);
         let set_aside_until = after(pool.now, self.options.port_set_aside);
         leases::keep_time(conn, batch, pool.now).await?;
-        let ids = project_ids(batch);
+        let mut ids = project_ids(batch);
+        // Of the others it is known that there is nothing.
+        ids.retain(|id| replica.placed().may_include(id));
         let committed: HashMap<ProjectId, Project> = if ids.is_empty() {
             HashMap::new()
         } else {
+            let ids: Vec<_> = ids.into_iter().map(ToString::to_string).collect();
             let records = placements::list_projects(conn, &ids).await?;
             records.into_iter().map(|(id, record)| (id, record.project)).collect()
         };
@@ -259,11 +318,12 @@ impl Combiner {
         line::settle(conn, &mut journal, fleet, &context).await?;
         journal.write(conn).await?;
         line::write(conn, &journal, fleet).await?;
+        replica.placed().apply(journal.entries());
         Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
     }
 }
 
-/// Counts what a batch takes out of the queue.
+/// Counts what a transaction took out of the queue.
 fn count(batch: &[Job]) {
     let now = Instant::now();
     let waited = metrics::histogram!("allocator_queue_wait_duration_seconds");
@@ -307,15 +367,15 @@ fn answer(batch: Vec<Job>, answers: Vec<Result<Answer, Error>>) {
     }
 }
 
-fn project_ids(batch: &[Job]) -> Vec<String> {
+fn project_ids(batch: &[Job]) -> Vec<&ProjectId> {
     let mut ids: Vec<_> = batch
         .iter()
         .filter_map(|job| match &job.request {
-            Request::Ensure(request) => Some(request.project_id.as_str().to_owned()),
-            Request::Wait(asked) => Some(asked.request.project_id.as_str().to_owned()),
-            Request::Release(request) => Some(request.project_id.as_str().to_owned()),
-            Request::Relocate(request) => Some(request.project_id.as_str().to_owned()),
-            Request::ReportPortInUse(report) => Some(report.project_id.as_str().to_owned()),
+            Request::Ensure(request) => Some(&request.project_id),
+            Request::Wait(asked) => Some(&asked.request.project_id),
+            Request::Release(request) => Some(&request.project_id),
+            Request::Relocate(request) => Some(&request.project_id),
+            Request::ReportPortInUse(report) => Some(&report.project_id),
             _ => None,
         })
         .collect();

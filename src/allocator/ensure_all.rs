@@ -1,5 +1,7 @@
 //! Many ensures of one caller: each as if it had come alone, in their order.
 
+use std::collections::HashMap;
+
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -27,12 +29,16 @@ impl Allocator {
         requests: Vec<EnsureRequest>,
         request_id: &str,
     ) -> Result<Vec<Ensured>, Error> {
-        let mut ids: Vec<String> = requests.iter().map(|request| request.project_id.to_string()).collect();
+        let known = requests.iter().filter(|request| self.placed.may_include(&request.project_id));
+        let mut ids: Vec<String> = known.map(|request| request.project_id.to_string()).collect();
         ids.sort_unstable();
         ids.dedup();
-        let mut conn = self.store.acquire().await?;
-        let held = placements::list_projects(&mut conn, &ids).await?;
-        drop(conn);
+        let held = if ids.is_empty() {
+            HashMap::new()
+        } else {
+            let mut conn = self.store.acquire().await?;
+            placements::list_projects(&mut conn, &ids).await?
+        };
 
         let mut answers: Vec<Option<Ensured>> = Vec::with_capacity(requests.len());
         let mut open = Vec::new();

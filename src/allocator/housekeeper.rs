@@ -1,5 +1,5 @@
-//! Housekeeping: removes ports whose rest is over, in small steps, and has the combiner tell the log what nobody asked for. It
-//! looks before it asks, so that an idle service writes nothing.
+//! Housekeeping: has the combiner tell the log what nobody asked for. It looks before it asks, so that an idle service writes
+//! nothing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,12 +14,10 @@ use super::{
     inventory, line,
     replica::Replica,
 };
-use crate::store::{Store, StoreError, leases, pools, ports};
+use crate::store::{Store, leases, pools};
 
 /// How often the log is told what nobody asked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
-/// How many rested ports are removed at once.
-const RESTED_STEP: i64 = 1_000;
 
 /// Looks after what no request does.
 pub(super) struct Housekeeper {
@@ -46,15 +44,8 @@ impl Housekeeper {
     async fn step(&self) -> Result<(), Error> {
         let mut conn = self.store.acquire().await?;
         let pool = pools::find(&mut conn).await?;
-        let rested = ports::has_rested(&mut conn, pool.now).await?;
         let leases = leases::find(&mut conn, pool.now).await?;
         drop(conn);
-        if rested {
-            // Without the pool's row: a port whose rest is over is free whether its row is there or not.
-            let mut transaction = self.store.begin_upkeep().await?;
-            ports::delete_rested(&mut transaction, pool.now, RESTED_STEP).await?;
-            transaction.commit().await.map_err(StoreError::from)?;
-        }
         let context = self.options.context(pool.now);
         let needed = {
             let replica = self.replica.read().await;

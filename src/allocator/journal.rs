@@ -12,7 +12,8 @@ use crate::{
         event::{LogEntry, Operation},
     },
     store::{
-        StoreError, events,
+        StoreError, batches,
+        events::EventColumns,
         placements::{self, PlacementColumns},
         ports::{self, GivenBackColumns, PortColumns},
     },
@@ -66,6 +67,12 @@ impl Journal {
             let project = found.get(id).cloned().unwrap_or_else(|| Project::unplaced(id.clone()));
             self.projects.insert(id.clone(), project);
         }
+    }
+
+    /// The operations so far.
+    #[must_use]
+    pub fn entries(&self) -> &[LogEntry] {
+        &self.entries
     }
 
     /// Takes up a placement whose lease alone changed.
@@ -133,14 +140,10 @@ impl Journal {
         if !changes.updated.is_empty() {
             placements::update(conn, &changes.updated).await?;
         }
-        if !changes.inserted.is_empty() {
-            placements::insert(conn, &changes.inserted).await?;
-        }
-        if !changes.given.is_empty() {
-            ports::insert(conn, &changes.given).await?;
-        }
         if !self.entries.is_empty() {
-            events::insert(conn, &self.entries).await?;
+            // Whatever changes a row is an operation.
+            let events = EventColumns::of(&self.entries)?;
+            batches::insert(conn, &changes.inserted, &changes.given, &events).await?;
         }
         Ok(())
     }

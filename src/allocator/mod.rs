@@ -15,11 +15,15 @@ mod inventory;
 mod journal;
 mod leases;
 pub mod line;
+mod listed;
 mod options;
+mod placed;
 mod reader;
 mod relocate;
 pub mod relocations;
 mod replica;
+mod thread;
+mod upkeep;
 mod waiting;
 
 use std::sync::Arc;
@@ -34,10 +38,12 @@ use self::{
     combiner::Combiner,
     command::{Answer, EnsureAnswer, Job, Outcome, ProjectView, ReleaseAnswer, Request},
     housekeeper::Housekeeper,
+    placed::Placed,
     reader::Reader,
     replica::Replica,
+    upkeep::Upkeep,
 };
-pub use self::{error::Error, options::AllocatorOptions};
+pub use self::{error::Error, listed::Listed, options::AllocatorOptions};
 use crate::{
     domain::{
         Project, ProjectId, ServerHandle,
@@ -57,23 +63,13 @@ use crate::{
     },
 };
 
-/// A page of what was asked for, and the number of the newest event that it includes.
-#[derive(Debug)]
-pub struct Listed<T> {
-    /// The page.
-    pub items: Vec<T>,
-    /// Whether there is more after it.
-    pub more: bool,
-    /// The number of the newest event that the page includes.
-    pub sequence: i64,
-}
-
 /// The handle of the use cases; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Allocator {
     store: Store,
     options: AllocatorOptions,
     replica: Arc<RwLock<Replica>>,
+    placed: Placed,
     queue: mpsc::Sender<Job>,
     reader: Reader,
     committed: watch::Receiver<i64>,
@@ -86,13 +82,21 @@ impl Allocator {
     pub fn start(store: Store, options: AllocatorOptions) -> (Self, JoinSet<()>) {
         let (queue, jobs) = mpsc::channel(options.queue_limit);
         let (committed, news) = watch::channel(0);
-        let replica = Arc::new(RwLock::new(Replica::default()));
-        let combiner =
-            Combiner { store: store.clone(), options, replica: Arc::clone(&replica), queue: jobs, committed };
+        let placed = Placed::default();
+        let replica = Arc::new(RwLock::new(Replica::new(placed.clone())));
+        let combiner = Combiner {
+            store: store.clone(),
+            options,
+            replica: Arc::clone(&replica),
+            queue: jobs,
+            committed,
+            conn: None,
+            took: 0,
+        };
         let (reader, reads) = Reader::new(store.clone(), options.queue_limit);
         let mut tasks = JoinSet::new();
-        tasks.spawn(combiner.run());
-        tasks.spawn(reads);
+        tasks.spawn(thread::run("combiner", combiner.run()));
+        tasks.spawn(thread::run("reader", reads));
         // It holds none of what keeps the tasks alive.
         let housekeeper = Housekeeper {
             store: store.clone(),
@@ -101,7 +105,8 @@ impl Allocator {
             queue: queue.downgrade(),
         };
         tokio::spawn(housekeeper.run());
-        (Self { store, options, replica, queue, reader, committed: news }, tasks)
+        tokio::spawn(Upkeep { store: store.clone(), options, queue: queue.downgrade() }.run());
+        (Self { store, options, replica, placed, queue, reader, committed: news }, tasks)
     }
 
     /// The number of the newest event that this replica committed; changes tell a tailer that there is something to read.
@@ -115,7 +120,11 @@ impl Allocator {
     /// # Errors
     /// [`Error`].
     pub async fn ensure(&self, request: EnsureRequest, request_id: String) -> Result<EnsureAnswer, Error> {
-        let held = self.reader.find(request.project_id.clone()).await?;
+        let held = if self.placed.may_include(&request.project_id) {
+            self.reader.find(request.project_id.clone()).await?
+        } else {
+            None
+        };
         if let Some(record) = held.filter(|record| request.is_satisfied_by(&record.project)) {
             return Ok(EnsureAnswer { outcome: Outcome::Unchanged, view: self.view(record) });
         }
@@ -173,7 +182,7 @@ impl Allocator {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
         let items = allocations::list(&mut snapshot, filter, page_size + 1).await?;
-        Ok(page(items, page_size, pool.last_sequence))
+        Ok(Listed::of(items, page_size, pool.last_sequence))
     }
 
     /// Ranks the servers for a project that is not placed, and says why each other is left out.
@@ -301,7 +310,7 @@ impl Allocator {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
         let items = servers::list(&mut snapshot, &pool.policy, filter, page_size + 1).await?;
-        Ok(page(items, page_size, pool.last_sequence))
+        Ok(Listed::of(items, page_size, pool.last_sequence))
     }
 
     /// A page of the line, and for whom something is kept, on which server.
@@ -322,7 +331,7 @@ impl Allocator {
         let pool = pools::find(&mut snapshot).await?;
         let project_id = project_id.map(ProjectId::as_str);
         let items = waiters::list(&mut snapshot, project_id, after, page_size + 1).await?;
-        Ok((page(items, page_size, pool.last_sequence), kept))
+        Ok((Listed::of(items, page_size, pool.last_sequence), kept))
     }
 
     /// The fleet with all that was committed before the call, and where the pool then stood. It does not change while the
@@ -386,11 +395,4 @@ impl Allocator {
             sequence: record.last_sequence,
         }
     }
-}
-
-fn page<T>(mut items: Vec<T>, page_size: i64, sequence: i64) -> Listed<T> {
-    let page_size = usize::try_from(page_size).unwrap_or(usize::MAX);
-    let more = items.len() > page_size;
-    items.truncate(page_size);
-    Listed { items, more, sequence }
 }

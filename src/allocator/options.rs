@@ -17,6 +17,10 @@ pub struct AllocatorOptions {
     pub port_set_aside: Duration,
     /// For how long a port that was given back rests while another is free.
     pub port_rest: Duration,
+    /// For how long events are kept.
+    pub event_max_age: Duration,
+    /// How many events are kept.
+    pub event_limit: i64,
     /// How many requests may wait.
     pub queue_limit: usize,
     /// How many requests one transaction takes.
@@ -32,6 +36,8 @@ impl Default for AllocatorOptions {
             usage_required: false,
             port_set_aside: Duration::from_hours(1),
             port_rest: Duration::from_mins(1),
+            event_max_age: Duration::from_hours(30 * 24),
+            event_limit: 100_000_000,
             queue_limit: 4096,
             max_batch: 256,
             line_limit: 1000,

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use sqlx::{Postgres, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
@@ -47,12 +48,13 @@ impl Reader {
 
 async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Sender<Found>)>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
+    let mut conn = None;
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
         batch.retain(|(_, reply)| !reply.is_closed());
         let mut ids: Vec<String> = batch.iter().map(|(id, _)| id.to_string()).collect();
         ids.sort_unstable();
         ids.dedup();
-        let found = tokio::time::timeout(LIMIT, read(&store, &ids)).await;
+        let found = tokio::time::timeout(LIMIT, read(&store, &mut conn, &ids)).await;
         match found.unwrap_or_else(|_| Err(StoreError::silent())) {
             Ok(found) => {
                 for (id, reply) in batch.drain(..) {
@@ -72,12 +74,28 @@ async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Send
             }
         }
     }
+    drop(conn);
+    store.close_reader().await;
 }
 
 async fn read(
     store: &Store,
+    kept: &mut Option<PoolConnection<Postgres>>,
     ids: &[String],
 ) -> Result<std::collections::HashMap<ProjectId, placements::ProjectRecord>, StoreError> {
+    if let Some(mut conn) = kept.take() {
+        match placements::list_projects(&mut conn, ids).await {
+            Ok(found) => {
+                *kept = Some(conn);
+                return Ok(found);
+            }
+            // One that broke while it lay idle.
+            Err(StoreError::Unavailable(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
     let mut conn = store.acquire_for_reader().await?;
-    placements::list_projects(&mut conn, ids).await
+    let found = placements::list_projects(&mut conn, ids).await?;
+    *kept = Some(conn);
+    Ok(found)
 }

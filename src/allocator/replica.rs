@@ -5,22 +5,28 @@ use sqlx::PgConnection;
 use tokio_stream::StreamExt as _;
 use uuid::Uuid;
 
+use super::placed::Placed;
 use crate::{
     domain::{
         Fleet,
         event::{Operation, ServerChange, ServerChanged},
         policy::FleetPolicy,
     },
-    store::{StoreError, events, pools::PoolState, ports, servers, waiters},
+    store::{StoreError, events, placements, pools::PoolState, ports, read_whole_tables, servers, waiters},
 };
 
+/// How many servers are read at once.
+const SERVER_PAGE: i64 = 2_000;
+/// How many projects are read at once.
+const PROJECT_PAGE: i64 = 20_000;
 /// How many operations are read at once when the fleet is behind.
 const FOLD_PAGE: i64 = 5_000;
 
 /// The fleet, and where it stands.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Replica {
     fleet: Fleet,
+    placed: Placed,
     /// Which history the fleet is of; none before it was first read, and after it was thrown away.
     epoch: Option<Uuid>,
     inventory_revision: i64,
@@ -32,6 +38,26 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// A replica of nothing, which tells in `placed` which projects are placed.
+    #[must_use]
+    pub fn new(placed: Placed) -> Self {
+        Self {
+            fleet: Fleet::default(),
+            placed,
+            epoch: None,
+            inventory_revision: 0,
+            edit_count: 0,
+            unlogged: Vec::new(),
+            unlogged_policy: None,
+        }
+    }
+
+    /// Which projects are placed.
+    #[must_use]
+    pub fn placed(&self) -> &Placed {
+        &self.placed
+    }
+
     /// The fleet.
     #[must_use]
     pub fn fleet(&self) -> &Fleet {
@@ -128,6 +154,7 @@ impl Replica {
                     problem: format!("the log ends before {}", pool.last_sequence),
                 });
             }
+            self.placed.apply(&entries);
             for entry in &entries {
                 self.fleet.apply(entry);
                 match &entry.operation {
@@ -188,15 +215,8 @@ impl Replica {
         if known {
             self.take_policy(pool);
         }
-        for record in servers::list_changed(conn, &pool.policy, -1).await? {
-            fleet.load_row(record.row);
-        }
-        let mut rows = ports::list_all(conn);
-        while let Some(row) = rows.next().await {
-            let row = row?;
-            fleet.load_port(&row.server_handle, row.protocol, row.port, row.standing, pool.now);
-        }
-        drop(rows);
+        load(&mut fleet, conn, pool).await?;
+        load_placed(&self.placed, &fleet, conn).await?;
         for waiter in waiters::list_all(conn).await? {
             fleet.line_mut().load(waiter);
         }
@@ -214,6 +234,46 @@ impl Replica {
         self.edit_count = pool.edit_count;
         self.epoch = Some(pool.epoch);
         Ok(())
+    }
+}
+
+/// Reads servers and ports: a page of servers at a time, so that the fleet is not in memory twice.
+async fn load(fleet: &mut Fleet, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
+    let mut after = String::new();
+    loop {
+        let page = servers::list_after(conn, &pool.policy, &after, SERVER_PAGE).await?;
+        let Some(last) = page.last() else { break };
+        after = last.row.state.server.handle.to_string();
+        for record in page {
+            fleet.load_row(record.row);
+        }
+    }
+    read_whole_tables(conn, true).await?;
+    let mut rows = ports::list_held(conn);
+    while let Some(held) = rows.next().await {
+        let held = held?;
+        fleet.load_held(&held.server_handle, held.protocol, &held.ports);
+    }
+    drop(rows);
+    read_whole_tables(conn, false).await?;
+    let mut rows = ports::list_given_back(conn);
+    while let Some(row) = rows.next().await {
+        let row = row?;
+        fleet.load_port(&row.server_handle, row.protocol, row.port, row.standing, pool.now);
+    }
+    Ok(())
+}
+
+/// Reads which projects are placed, a page at a time.
+async fn load_placed(placed: &Placed, fleet: &Fleet, conn: &mut PgConnection) -> Result<(), StoreError> {
+    let count: i64 = fleet.iter().map(|state| state.placement_count).sum();
+    placed.clear(usize::try_from(count).unwrap_or(0));
+    let mut after = String::new();
+    loop {
+        let page = placements::list_ids_after(conn, &after, PROJECT_PAGE).await?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after.clone_from(last);
+        placed.load(&page);
     }
 }
 

@@ -230,6 +230,15 @@ impl Fleet {
         });
     }
 
+    /// Takes up ports that are held, as they were read.
+    pub fn load_held(&mut self, handle: &ServerHandle, protocol: Protocol, ports: &[Port]) {
+        self.change(handle, |state| {
+            for port in ports {
+                state.ports.take(protocol, *port);
+            }
+        });
+    }
+
     /// Takes up a port as it was read.
     pub fn load_port(
         &mut self,

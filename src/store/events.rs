@@ -9,7 +9,7 @@ use sqlx::{
 use time::OffsetDateTime;
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::{StoreError, placements::check_count, pools::DEFAULT_POOL};
+use super::{StoreError, pools::DEFAULT_POOL};
 use crate::domain::{
     ProjectId, ServerHandle,
     event::{LogEntry, Operation},
@@ -159,63 +159,101 @@ impl TryFrom<Row> for LogEntry {
     }
 }
 
+/// Operations as columns, for statements over arrays.
+#[derive(Debug, Default)]
+pub struct EventColumns {
+    pub(super) first: Vec<i64>,
+    pub(super) last: Vec<i64>,
+    pub(super) event_time: Vec<OffsetDateTime>,
+    pub(super) kind: Vec<&'static str>,
+    pub(super) project_id: Vec<Option<String>>,
+    pub(super) server_handle: Vec<Option<String>>,
+    pub(super) request_id: Vec<String>,
+    pub(super) payload: Vec<String>,
+}
+
+impl EventColumns {
+    /// The columns of these operations.
+    ///
+    /// # Errors
+    /// [`StoreError`] for one that cannot be written down.
+    pub fn of(entries: &[LogEntry]) -> Result<Self, StoreError> {
+        let mut columns = Self::default();
+        for entry in entries {
+            let (kind, payload) = match &entry.operation {
+                Operation::Ensured(ensured) => ("ensured", encode(ensured, entry)?),
+                Operation::Refused(refused) => ("refused", encode(refused, entry)?),
+                Operation::Released(released) => ("released", encode(released, entry)?),
+                Operation::Relocated(relocated) => ("relocated", encode(relocated, entry)?),
+                Operation::PortReplaced(replaced) => ("port_replaced", encode(replaced, entry)?),
+                Operation::PolicyChanged(changed) => ("policy_changed", encode(changed, entry)?),
+                Operation::ServerChanged(changed) => ("server_changed", encode(changed, entry)?),
+                Operation::Waiting(waiting) => ("waiting", encode(waiting, entry)?),
+                Operation::LeftLine(left) => ("left_line", encode(left, entry)?),
+            };
+            columns.first.push(entry.first_sequence);
+            columns.last.push(entry.last_sequence());
+            columns.event_time.push(entry.event_time);
+            columns.kind.push(kind);
+            columns.project_id.push(entry.project_id.as_ref().map(ToString::to_string));
+            columns.server_handle.push(entry.server_handle.as_ref().map(ToString::to_string));
+            columns.request_id.push(entry.request_id.clone());
+            columns.payload.push(payload);
+        }
+        Ok(columns)
+    }
+}
+
 fn encode(payload: &impl Serialize, entry: &LogEntry) -> Result<String, StoreError> {
     serde_json::to_string(payload).map_err(|error| {
         StoreError::inconsistent("allocation_events", entry.first_sequence.to_string(), error)
     })
 }
 
-/// Appends operations; the schema numbers the log by them, and refuses a gap.
+/// The number up to which the operations that begin in the next `span` numbers after `compacted` are all from before `cutoff` or not
+/// after `newest_to_go`; none where the oldest is to stay. Both ends of what is read are given: told to order and to stop, Postgres
+/// may read the whole log where its statistics are old.
 ///
 /// # Errors
 /// [`StoreError`].
-pub async fn insert(conn: &mut PgConnection, entries: &[LogEntry]) -> Result<(), StoreError> {
-    let mut kinds = Vec::with_capacity(entries.len());
-    let mut payloads = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let (kind, payload) = match &entry.operation {
-            Operation::Ensured(ensured) => ("ensured", encode(ensured, entry)?),
-            Operation::Refused(refused) => ("refused", encode(refused, entry)?),
-            Operation::Released(released) => ("released", encode(released, entry)?),
-            Operation::Relocated(relocated) => ("relocated", encode(relocated, entry)?),
-            Operation::PortReplaced(replaced) => ("port_replaced", encode(replaced, entry)?),
-            Operation::PolicyChanged(changed) => ("policy_changed", encode(changed, entry)?),
-            Operation::ServerChanged(changed) => ("server_changed", encode(changed, entry)?),
-            Operation::Waiting(waiting) => ("waiting", encode(waiting, entry)?),
-            Operation::LeftLine(left) => ("left_line", encode(left, entry)?),
-        };
-        kinds.push(kind.to_owned());
-        payloads.push(payload);
-    }
-    let first: Vec<i64> = entries.iter().map(|entry| entry.first_sequence).collect();
-    let last: Vec<i64> = entries.iter().map(LogEntry::last_sequence).collect();
-    let times: Vec<OffsetDateTime> = entries.iter().map(|entry| entry.event_time).collect();
-    let projects: Vec<Option<String>> =
-        entries.iter().map(|entry| entry.project_id.as_ref().map(ToString::to_string)).collect();
-    let servers: Vec<Option<String>> =
-        entries.iter().map(|entry| entry.server_handle.as_ref().map(ToString::to_string)).collect();
-    let requests: Vec<String> = entries.iter().map(|entry| entry.request_id.clone()).collect();
-    let written = sqlx::query!(
+pub async fn find_expired(
+    conn: &mut PgConnection,
+    compacted: i64,
+    span: i64,
+    cutoff: Option<OffsetDateTime>,
+    newest_to_go: i64,
+) -> Result<Option<i64>, StoreError> {
+    Ok(sqlx::query_scalar!(
         r#"
-        INSERT INTO allocation_events (pool_id, first_sequence, last_sequence, event_time, kind, project_id, server_handle,
-            request_id, payload)
-        SELECT $1, n.first, n.last, n.event_time, n.kind::operation_kind, n.project_id, n.server_handle, n.request_id,
-               n.payload::jsonb
-        FROM unnest($2::bigint[], $3::bigint[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[])
-            AS n (first, last, event_time, kind, project_id, server_handle, request_id, payload)
+        SELECT max(last_sequence) FROM (
+            SELECT last_sequence, bool_and(event_time < $4 IS TRUE OR last_sequence <= $5) OVER (ORDER BY first_sequence) AS goes
+            FROM allocation_events
+            WHERE pool_id = $1 AND first_sequence > $2 AND first_sequence <= $3) AS oldest
+        WHERE goes
         "#,
         DEFAULT_POOL,
-        &first,
-        &last,
-        &times,
-        &kinds,
-        &projects as &[Option<String>],
-        &servers as &[Option<String>],
-        &requests,
-        &payloads
+        compacted,
+        compacted.saturating_add(span),
+        cutoff,
+        newest_to_go
+    )
+    .fetch_one(conn)
+    .await?)
+}
+
+/// Removes the operations between two numbers. The lower one spares it what was removed before, which the index has until it is
+/// vacuumed.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn delete_between(conn: &mut PgConnection, after: i64, up_to: i64) -> Result<(), StoreError> {
+    sqlx::query!(
+        "DELETE FROM allocation_events WHERE pool_id = $1 AND first_sequence > $2 AND first_sequence <= $3",
+        DEFAULT_POOL,
+        after,
+        up_to
     )
     .execute(conn)
-    .await?
-    .rows_affected();
-    check_count("allocation_events", written, entries.len())
+    .await?;
+    Ok(())
 }

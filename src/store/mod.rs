@@ -1,9 +1,10 @@
 //! Postgres: one file for each aggregate. The tables are the truth and their constraints the guard; see `migrations/`.
 //!
-//! Functions borrow a connection; transactions are begun and committed by the allocator alone, through [`Store::begin_write`]
+//! Functions borrow a connection; transactions are begun and committed by the allocator alone, through [`WriteTransaction`]
 //! and [`Store::begin_snapshot`].
 
 pub mod allocations;
+pub mod batches;
 pub mod error;
 pub mod events;
 pub mod hints;
@@ -14,6 +15,7 @@ pub mod ports;
 pub mod servers;
 pub mod usage;
 pub mod waiters;
+mod write;
 
 use std::time::Duration;
 
@@ -24,29 +26,38 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-pub use self::error::StoreError;
 use self::hints::HintListener;
+pub use self::{error::StoreError, write::WriteTransaction};
 
 /// The migrations of this release.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
 
-/// How long a transaction of the write path may wait for a lock, run a statement, and sit idle. They are the fence: a replica
-/// that freezes while it holds the pool's row loses its session, and its later commit fails.
-const BEGIN_WRITE: &str = "BEGIN; \
-    SET LOCAL lock_timeout = '10s'; \
-    SET LOCAL statement_timeout = '20s'; \
-    SET LOCAL idle_in_transaction_session_timeout = '5s'; \
-    SET LOCAL resource_allocator.writer = 'service'";
-
 /// Every statement of ours that is run often has its index. A plan that was cached while a table was small, or before its
 /// statistics were gathered, would scan the table all the same, and go on to while it grows.
 const PREFER_INDEXES: &str = "SET enable_seqscan = off";
+
+/// The combiner and the reader run the same few statements over arrays, thousands of times a second: those are planned once, where
+/// Postgres would plan them anew for each length of the arrays.
+const PLAN_ONCE: &str = "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan";
+
+/// What reads a whole table is faster by its pages, and with memory to gather what it reads; then as before again.
+const READ_WHOLE_TABLES: &str = "SET LOCAL enable_seqscan = on; SET LOCAL work_mem = '64MB'";
+const READ_ROWS_AGAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL work_mem TO DEFAULT";
 
 const BEGIN_SNAPSHOT: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'";
 
 /// How long a start tries once more to learn why the database cannot be reached.
 const LAST_TRY: Duration = Duration::from_secs(3);
+
+/// Prepares a transaction for reading whole tables, or for what it did before.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn read_whole_tables(conn: &mut PgConnection, whole: bool) -> Result<(), StoreError> {
+    conn.execute(if whole { READ_WHOLE_TABLES } else { READ_ROWS_AGAIN }).await?;
+    Ok(())
+}
 
 /// Where a connection leads, without credentials.
 #[must_use]
@@ -93,14 +104,14 @@ impl Store {
             .application_name("resource-allocator")
             .log_statements(tracing::log::LevelFilter::Trace)
             .log_slow_statements(tracing::log::LevelFilter::Warn, Duration::from_secs(1));
-        let pool = |max_connections, tested| {
+        let pool = |max_connections, tested, settings: &'static str| {
             PgPoolOptions::new()
                 .max_connections(max_connections)
                 .acquire_timeout(options.acquire_timeout)
                 .test_before_acquire(tested)
-                .after_connect(|conn, _| {
+                .after_connect(move |conn, _| {
                     Box::pin(async move {
-                        conn.execute(PREFER_INDEXES).await?;
+                        conn.execute(settings).await?;
                         Ok(())
                     })
                 })
@@ -108,12 +119,12 @@ impl Store {
         };
         Self {
             // Many that lie idle for long: those that a Postgres which is gone has left behind must not fail one caller each.
-            shared: pool(options.max_connections.saturating_sub(OWN).max(1), true),
+            shared: pool(options.max_connections.saturating_sub(OWN).max(1), true, PREFER_INDEXES),
             // One each, in use all the time. To test it would be a round trip for each batch; a broken one shows itself at once.
-            combiner: pool(1, false),
-            reader: pool(1, false),
-            tailer: pool(1, false),
-            health: pool(1, false),
+            combiner: pool(1, false, PLAN_ONCE),
+            reader: pool(1, false, PLAN_ONCE),
+            tailer: pool(1, false, PREFER_INDEXES),
+            health: pool(1, false, PREFER_INDEXES),
         }
     }
 
@@ -169,7 +180,7 @@ impl Store {
         Ok(self.shared.acquire().await?)
     }
 
-    /// The connection of the reader.
+    /// The connection of the reader, which keeps it too.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when it cannot be had in time.
@@ -193,13 +204,12 @@ impl Store {
         HintListener::connect(&self.shared.connect_options()).await
     }
 
-    /// Begins a transaction of the combiner, with its time limits.
+    /// The connection of the combiner, which keeps it: each that is given back to its pool costs a round trip, for it is tested.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when no connection can be had.
-    #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
-    pub async fn begin_write(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        Ok(self.combiner.begin_with(BEGIN_WRITE).await?)
+    /// [`StoreError::Unavailable`] when it cannot be had in time.
+    pub async fn acquire_for_combiner(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        Ok(self.combiner.acquire().await?)
     }
 
     /// Begins a transaction that writes beside the combiner, with the same limits.
@@ -208,7 +218,7 @@ impl Store {
     /// [`StoreError::Unavailable`] when no connection can be had.
     #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
     pub async fn begin_upkeep(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        Ok(self.shared.begin_with(BEGIN_WRITE).await?)
+        Ok(self.shared.begin_with(write::BEGIN_UPKEEP).await?)
     }
 
     /// Begins a transaction whose reads all see one state.
@@ -241,6 +251,16 @@ impl Store {
             ("health", &self.health),
         ]
         .map(|(name, pool)| (name, usize::try_from(pool.size()).unwrap_or(usize::MAX), pool.num_idle()))
+    }
+
+    /// Closes the combiner's connection, where it was made: a connection is of the runtime that made it.
+    pub async fn close_combiner(&self) {
+        self.combiner.close().await;
+    }
+
+    /// Closes the reader's connection.
+    pub async fn close_reader(&self) {
+        self.reader.close().await;
     }
 
     /// Closes every connection.

@@ -83,13 +83,15 @@ pub async fn list_projects(
         JOIN servers s ON s.handle = p.server_handle
         JOIN pools pool ON pool.pool_id = s.pool_id
         CROSS JOIN LATERAL (
-            SELECT coalesce(array_agg(a.id ORDER BY a.module), '{}') AS ids,
-                   coalesce(array_agg(a.module ORDER BY a.module), '{}') AS modules,
-                   coalesce(array_agg(a.protocol::text ORDER BY a.module), '{}') AS protocols,
-                   coalesce(array_agg(a.port ORDER BY a.module), '{}') AS ports,
-                   coalesce(array_agg(a.pinned ORDER BY a.module), '{}') AS pinned,
-                   coalesce(array_agg(a.create_time ORDER BY a.module), '{}') AS times
-            FROM port_allocations a WHERE a.project_id = p.project_id
+            SELECT coalesce(array_agg(a.id), '{}') AS ids,
+                   coalesce(array_agg(a.module), '{}') AS modules,
+                   coalesce(array_agg(a.protocol::text), '{}') AS protocols,
+                   coalesce(array_agg(a.port), '{}') AS ports,
+                   coalesce(array_agg(a.pinned), '{}') AS pinned,
+                   coalesce(array_agg(a.create_time), '{}') AS times
+            -- Ordered once for all of them, and by the index that finds them.
+            FROM (SELECT id, module, protocol, port, pinned, create_time FROM port_allocations
+                  WHERE project_id = p.project_id ORDER BY module) AS a
         ) AS held
         "#,
         project_ids
@@ -198,17 +200,17 @@ impl TryFrom<Row> for ProjectRecord {
 /// Placements as columns, for statements over arrays.
 #[derive(Debug, Default)]
 pub struct PlacementColumns {
-    project_id: Vec<String>,
-    server_handle: Vec<String>,
-    cpu_millis: Vec<i64>,
-    ram_mb: Vec<i64>,
-    disk_mb: Vec<i64>,
-    selector: Vec<Option<String>>,
-    start_port: Vec<Option<i32>>,
-    revision: Vec<i64>,
-    create_time: Vec<OffsetDateTime>,
-    update_time: Vec<OffsetDateTime>,
-    expire_time: Vec<Option<OffsetDateTime>>,
+    pub(super) project_id: Vec<String>,
+    pub(super) server_handle: Vec<String>,
+    pub(super) cpu_millis: Vec<i64>,
+    pub(super) ram_mb: Vec<i64>,
+    pub(super) disk_mb: Vec<i64>,
+    pub(super) selector: Vec<Option<String>>,
+    pub(super) start_port: Vec<Option<i32>>,
+    pub(super) revision: Vec<i64>,
+    pub(super) create_time: Vec<OffsetDateTime>,
+    pub(super) update_time: Vec<OffsetDateTime>,
+    pub(super) expire_time: Vec<Option<OffsetDateTime>>,
 }
 
 impl PlacementColumns {
@@ -241,38 +243,6 @@ impl PlacementColumns {
     pub fn is_empty(&self) -> bool {
         self.project_id.is_empty()
     }
-}
-
-/// Writes new placements; the schema adds them to their servers' sums and refuses what does not fit.
-///
-/// # Errors
-/// [`StoreError`].
-pub async fn insert(conn: &mut PgConnection, rows: &PlacementColumns) -> Result<(), StoreError> {
-    sqlx::query!(
-        r#"
-        INSERT INTO placements (project_id, server_handle, reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb,
-            server_selector, start_port, revision, create_time, update_time, expire_time)
-        SELECT n.project_id, n.server_handle, n.cpu_millis, n.ram_mb, n.disk_mb, n.server_selector::jsonb, n.start_port,
-               n.revision, n.create_time, n.update_time, n.expire_time
-        FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::integer[], $8::bigint[],
-            $9::timestamptz[], $10::timestamptz[], $11::timestamptz[]) AS n (project_id, server_handle, cpu_millis, ram_mb,
-            disk_mb, server_selector, start_port, revision, create_time, update_time, expire_time)
-        "#,
-        &rows.project_id,
-        &rows.server_handle,
-        &rows.cpu_millis,
-        &rows.ram_mb,
-        &rows.disk_mb,
-        &rows.selector as &[Option<String>],
-        &rows.start_port as &[Option<i32>],
-        &rows.revision,
-        &rows.create_time,
-        &rows.update_time,
-        &rows.expire_time as &[Option<OffsetDateTime>]
-    )
-    .execute(conn)
-    .await?;
-    Ok(())
 }
 
 /// Writes changed placements.

@@ -29,7 +29,8 @@ pub struct PoolState {
     pub now: OffsetDateTime,
 }
 
-struct Row {
+#[derive(sqlx::FromRow)]
+pub(super) struct Row {
     epoch: Uuid,
     last_sequence: i64,
     compacted_sequence: i64,
@@ -77,41 +78,25 @@ impl From<Row> for PoolState {
     }
 }
 
-/// Reads the pool's row: the columns are listed once, what follows them is each reader's.
-macro_rules! select_pool {
-    ($conn:expr, $tail:tt) => {{
-        let row = sqlx::query_as!(
-            Row,
-            r#"
-            SELECT epoch, last_sequence, compacted_sequence, inventory_revision, edit_count,
-                   default_headroom_cpu_millis, default_headroom_ram_mb, default_headroom_disk_mb,
-                   default_headroom_cpu_percent, default_headroom_ram_percent, default_headroom_disk_percent,
-                   overcommit_cpu_percent, overcommit_ram_percent, overcommit_disk_percent, clock_timestamp() AS "now!"
-            FROM pools WHERE pool_id = $1
-            "# + $tail,
-            DEFAULT_POOL
-        )
-        .fetch_one($conn)
-        .await?;
-        Ok(row.into())
-    }};
-}
-
-/// Locks the pool's row until the transaction ends, and reads it. What else is to be read must be read in a later statement: a
-/// statement's snapshot is older than the lock that it waits for.
-///
-/// # Errors
-/// [`StoreError::Busy`] when the lock cannot be had in time; [`StoreError::Unavailable`].
-pub async fn lock(conn: &mut PgConnection) -> Result<PoolState, StoreError> {
-    select_pool!(conn, "FOR UPDATE")
-}
-
 /// Reads where the pool stands.
 ///
 /// # Errors
 /// [`StoreError::Unavailable`].
 pub async fn find(conn: &mut PgConnection) -> Result<PoolState, StoreError> {
-    select_pool!(conn, "")
+    let row = sqlx::query_as!(
+        Row,
+        r#"
+        SELECT epoch, last_sequence, compacted_sequence, inventory_revision, edit_count,
+               default_headroom_cpu_millis, default_headroom_ram_mb, default_headroom_disk_mb,
+               default_headroom_cpu_percent, default_headroom_ram_percent, default_headroom_disk_percent,
+               overcommit_cpu_percent, overcommit_ram_percent, overcommit_disk_percent, clock_timestamp() AS "now!"
+        FROM pools WHERE pool_id = $1
+        "#,
+        DEFAULT_POOL
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(row.into())
 }
 
 /// Writes the policy; the schema derives each server's budget from it, and stamps the servers.
@@ -153,6 +138,21 @@ pub async fn find_token_key(conn: &mut PgConnection) -> Result<Vec<u8>, StoreErr
     Ok(sqlx::query_scalar!("SELECT token_key FROM pools WHERE pool_id = $1", DEFAULT_POOL)
         .fetch_one(conn)
         .await?)
+}
+
+/// Notes up to which number retention dropped the events. Another replica may have got further.
+///
+/// # Errors
+/// [`StoreError::Busy`] when the pool's row cannot be had in time; [`StoreError::Unavailable`].
+pub async fn update_compacted(conn: &mut PgConnection, sequence: i64) -> Result<(), StoreError> {
+    sqlx::query!(
+        "UPDATE pools SET compacted_sequence = $2 WHERE pool_id = $1 AND compacted_sequence < $2",
+        DEFAULT_POOL,
+        sequence
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Notes where this history is written. A database that was copied or restored from a dump is told by that: what follows there

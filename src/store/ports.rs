@@ -42,12 +42,50 @@ pub struct PortRow {
     pub standing: PortStanding,
 }
 
-/// Reads every port that has a row, ordered by server, without holding them all at once.
-pub fn list_all(conn: &mut PgConnection) -> BoxStream<'_, Result<PortRow, StoreError>> {
+/// The ports of one server and protocol that are held.
+#[derive(Debug, Clone)]
+pub struct HeldPorts {
+    /// The server.
+    pub server_handle: ServerHandle,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The ports.
+    pub ports: Vec<Port>,
+}
+
+/// Reads every port that is held, a server and protocol at a time: millions of rows cost more to hand over than to gather.
+pub fn list_held(conn: &mut PgConnection) -> BoxStream<'_, Result<HeldPorts, StoreError>> {
     let rows = sqlx::query!(
         r#"
-        SELECT server_handle, protocol::text AS "protocol!", port, free_after, set_aside_reason IS NOT NULL AS "set_aside!"
-        FROM port_allocations ORDER BY server_handle
+        SELECT server_handle, protocol::text AS "protocol!", array_agg(port) AS "ports!"
+        FROM port_allocations WHERE free_after IS NULL GROUP BY server_handle, protocol
+        "#
+    )
+    .fetch(conn);
+    Box::pin(rows.map(|row| {
+        let row = row?;
+        let broken =
+            |problem: &str| StoreError::inconsistent("port_allocations", row.server_handle.as_str(), problem);
+        Ok(HeldPorts {
+            server_handle: ServerHandle::parse(&row.server_handle).map_err(|_| broken("server_handle"))?,
+            protocol: protocol_from_column(&row.protocol).ok_or_else(|| broken("protocol"))?,
+            ports: row
+                .ports
+                .iter()
+                .map(|port| port_from_column(*port))
+                .collect::<Option<_>>()
+                .ok_or_else(|| broken("port"))?,
+        })
+    }))
+}
+
+/// Reads every port that has a row and is not held, without holding them all at once.
+pub fn list_given_back(conn: &mut PgConnection) -> BoxStream<'_, Result<PortRow, StoreError>> {
+    let rows = sqlx::query!(
+        r#"
+        SELECT server_handle, protocol::text AS "protocol!", port, free_after AS "free_after!",
+               set_aside_reason IS NOT NULL AS "set_aside!"
+        FROM port_allocations WHERE free_after IS NOT NULL
         "#
     )
     .fetch(conn);
@@ -64,10 +102,10 @@ pub fn list_all(conn: &mut PgConnection) -> BoxStream<'_, Result<PortRow, StoreE
             server_handle: ServerHandle::parse(&row.server_handle).map_err(|_| broken("server_handle"))?,
             protocol: protocol_from_column(&row.protocol).ok_or_else(|| broken("protocol"))?,
             port: port_from_column(row.port).ok_or_else(|| broken("port"))?,
-            standing: match row.free_after {
-                None => PortStanding::Held,
-                Some(until) if row.set_aside => PortStanding::SetAside(until),
-                Some(until) => PortStanding::Resting(until),
+            standing: if row.set_aside {
+                PortStanding::SetAside(row.free_after)
+            } else {
+                PortStanding::Resting(row.free_after)
             },
         })
     }))
@@ -76,14 +114,14 @@ pub fn list_all(conn: &mut PgConnection) -> BoxStream<'_, Result<PortRow, StoreE
 /// Ports as columns, for statements over arrays.
 #[derive(Debug, Default)]
 pub struct PortColumns {
-    id: Vec<Uuid>,
-    server_handle: Vec<String>,
-    protocol: Vec<String>,
-    port: Vec<i32>,
-    project_id: Vec<String>,
-    module: Vec<String>,
-    pinned: Vec<bool>,
-    create_time: Vec<OffsetDateTime>,
+    pub(super) id: Vec<Uuid>,
+    pub(super) server_handle: Vec<String>,
+    pub(super) protocol: Vec<String>,
+    pub(super) port: Vec<i32>,
+    pub(super) project_id: Vec<String>,
+    pub(super) module: Vec<String>,
+    pub(super) pinned: Vec<bool>,
+    pub(super) create_time: Vec<OffsetDateTime>,
 }
 
 impl PortColumns {
@@ -110,36 +148,6 @@ impl PortColumns {
     pub fn is_empty(&self) -> bool {
         self.id.is_empty()
     }
-}
-
-/// Writes ports that are given. One that rests is taken over; the schema refuses to take over one that is held or set aside.
-///
-/// # Errors
-/// [`StoreError`].
-pub async fn insert(conn: &mut PgConnection, rows: &PortColumns) -> Result<(), StoreError> {
-    let written = sqlx::query!(
-        r#"
-        INSERT INTO port_allocations (id, server_handle, protocol, port, project_id, module, pinned, create_time)
-        SELECT n.id, n.server_handle, n.protocol::port_protocol, n.port, n.project_id, n.module, n.pinned, n.create_time
-        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::integer[], $5::text[], $6::text[], $7::boolean[], $8::timestamptz[])
-            AS n (id, server_handle, protocol, port, project_id, module, pinned, create_time)
-        ON CONFLICT ON CONSTRAINT port_allocations_pkey DO UPDATE
-        SET id = excluded.id, project_id = excluded.project_id, module = excluded.module, pinned = excluded.pinned,
-            create_time = excluded.create_time, free_after = NULL, set_aside_reason = NULL
-        "#,
-        &rows.id,
-        &rows.server_handle,
-        &rows.protocol,
-        &rows.port,
-        &rows.project_id,
-        &rows.module,
-        &rows.pinned,
-        &rows.create_time
-    )
-    .execute(conn)
-    .await?
-    .rows_affected();
-    check_count("port_allocations", written, rows.len())
 }
 
 /// Ports that are given back, as columns.

@@ -120,6 +120,26 @@ pub async fn list_changed(
     )
 }
 
+/// Reads servers for the fleet, up to `limit` of those after a handle, in the order of handles.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_after(
+    conn: &mut PgConnection,
+    policy: &FleetPolicy,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<ServerRecord>, StoreError> {
+    select_servers!(
+        conn,
+        policy,
+        "WHERE pool_id = $1 AND handle > $2 ORDER BY handle LIMIT $3",
+        DEFAULT_POOL,
+        after,
+        limit
+    )
+}
+
 /// Which servers to list; what is `None` does not filter.
 #[derive(Debug, Clone, Default)]
 pub struct ServerFilter {

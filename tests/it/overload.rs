@@ -1,11 +1,18 @@
 //! More than the service can take: it sheds, drops what nobody waits for, and stays in order.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use resource_allocator::{
     allocator::AllocatorOptions,
-    proto::v1::EnsureAllocationResponse,
-    store::{Store, StoreError, StoreOptions},
+    proto::v1::{EnsureAllocationRequest, EnsureAllocationResponse, Resources},
+    store::{Store, StoreError, StoreOptions, WriteTransaction},
 };
 use sqlx::{PgPool, Postgres, Transaction};
 use tokio::task::JoinHandle;
@@ -51,6 +58,12 @@ async fn wait_for_combiner(sql: &PgPool) {
 fn ensure(client: &Client, project: &str) -> JoinHandle<Result<EnsureAllocationResponse, Status>> {
     let (mut client, request) = (client.clone(), request(project));
     tokio::spawn(async move { client.place(request).await })
+}
+
+/// A project so small that a server holds a hundred.
+fn small(project: &str) -> EnsureAllocationRequest {
+    let resources = Some(Resources { ram_mb: Some(1), disk_mb: Some(1), cpu_millis: None });
+    EnsureAllocationRequest { resources, ..request(project) }
 }
 
 async fn placed(sql: &PgPool, project: &str) -> bool {
@@ -126,6 +139,56 @@ async fn l44_a_full_queue_sheds_with_its_reason_and_health_answers_all_the_same(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn many_more_callers_than_fit_are_all_served_when_they_come_back_as_told() {
+    const LIMIT: usize = 8;
+    const CALLERS: usize = 10 * LIMIT;
+    let mut builder = TestService::builder();
+    builder.allocator = AllocatorOptions { queue_limit: LIMIT, max_batch: 4, ..AllocatorOptions::default() };
+    let mut service = builder.start().await;
+    service.client.register(server("web-1")).await;
+    let held = hold_pool(&service.database.sql).await;
+    let shed = Arc::new(AtomicUsize::new(0));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|number| {
+            let (mut client, shed) = (service.client.clone(), Arc::clone(&shed));
+            tokio::spawn(async move {
+                loop {
+                    let status = match client.place(small(&format!("p-{number}"))).await {
+                        Ok(answer) => return answer.allocations[0].port,
+                        Err(status) => status,
+                    };
+                    assert_eq!(
+                        (status.code(), error_info(&status).0.as_str()),
+                        (Code::ResourceExhausted, "OVERLOADED")
+                    );
+                    shed.fetch_add(1, Ordering::Relaxed);
+                    let told = status.get_details_retry_info().and_then(|info| info.retry_delay);
+                    tokio::time::sleep(told.expect("whoever is turned away is told when to come back")).await;
+                }
+            })
+        })
+        .collect();
+    let all_turned_away = async {
+        // A batch and the queue take so many; each of the others has been told.
+        while shed.load(Ordering::Relaxed) < CALLERS - LIMIT - 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all_turned_away).await.expect("most are turned away");
+    let mut health = HealthClient::new(service.client.channel.clone());
+    let answer = health.check(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    held.rollback().await.unwrap();
+
+    let mut ports = BTreeSet::new();
+    for caller in callers {
+        ports.insert(tokio::time::timeout(PATIENCE, caller).await.expect("each is served").unwrap());
+    }
+    assert_eq!(ports.len(), CALLERS);
+    assert_consistent(&service.database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_that_passes_in_the_queue_costs_no_transaction() {
     let mut service = TestService::start().await;
     service.client.register(server("web-1")).await;
@@ -184,11 +247,13 @@ async fn readers_cannot_take_the_connections_of_the_combiner_and_of_health() {
     let taken = [store.acquire().await.unwrap(), store.acquire().await.unwrap()];
     assert!(matches!(store.acquire().await, Err(StoreError::Unavailable(_))));
 
-    let write = store.begin_write().await.unwrap();
+    let mut conn = store.acquire_for_combiner().await.unwrap();
+    let (write, _) = WriteTransaction::begin(&mut conn).await.unwrap();
     store.acquire_for_reader().await.unwrap();
     store.acquire_for_tailer().await.unwrap();
     store.ping().await.unwrap();
-    write.rollback().await.unwrap();
+    drop(write);
+    drop(conn);
     drop(taken);
     store.close().await;
 }

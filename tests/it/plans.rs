@@ -14,7 +14,10 @@ const PROJECTS: i64 = 50_000;
 /// Two modules each.
 const PORTS: i64 = 2 * PROJECTS;
 /// What reads a large table from end to end, because that is what it is for: the fleet at its start.
-const READS_ALL: &str = "FROM port_allocations ORDER BY server_handle";
+const READS_ALL: [&str; 2] = [
+    "FROM port_allocations WHERE free_after IS NULL GROUP BY server_handle, protocol",
+    "FROM port_allocations WHERE free_after IS NOT NULL\n",
+];
 
 /// Fills the tables as the service would have, without its triggers, which would take minutes.
 async fn fill(conn: &mut PgConnection) {
@@ -107,13 +110,13 @@ async fn no_statement_scans_a_large_table_with_statistics_old_or_new() {
         let mut read_all = 0;
         for (statement, parameters) in statements() {
             let scans = scans(&mut conn, &statement, parameters).await;
-            if statement.contains(READS_ALL) {
+            if READS_ALL.iter().any(|all| statement.contains(all)) {
                 read_all += 1;
             } else if !scans.is_empty() {
                 wrong.insert(statement, scans);
             }
         }
-        assert_eq!(read_all, 1, "the statement that reads all is still there");
+        assert_eq!(read_all, READS_ALL.len(), "the statements that read all are still there");
         assert!(wrong.is_empty(), "with statistics {statistics}: {wrong:#?}");
         conn.execute("ANALYZE").await.unwrap();
     }
@@ -186,9 +189,9 @@ async fn calls_read_a_few_rows_each_of_large_tables() {
     let read = |table: &str| after[table] - before.get(table).copied().unwrap_or(0);
     // A few hundred calls; one that read a whole table would be far above.
     let few = PROJECTS / 5;
-    assert!(read("placements") < few, "{after:?}");
     assert!(read("allocation_events") < few, "{after:?}");
-    // The fleet is read from the ports once.
+    // The fleet is read from the ports once, and once who is placed.
+    assert!(read("placements") < PROJECTS + few, "{after:?}");
     assert!(read("port_allocations") < PORTS + few, "{after:?}");
     assert!(read("port_allocations") >= PORTS, "the counters count: {after:?}");
 }
