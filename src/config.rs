@@ -105,6 +105,19 @@ impl DatabaseArgs {
     }
 }
 
+/// How long the log goes back.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Events")]
+pub struct EventArgs {
+    /// For how long events are kept, for watchers that resume and for the history
+    #[arg(long, env = "RESOURCE_ALLOCATOR_EVENT_MAX_AGE", default_value = "30d", value_parser = duration, value_name = "DURATION")]
+    pub event_max_age: Duration,
+    /// How many events are kept
+    #[arg(long, env = "RESOURCE_ALLOCATOR_EVENT_LIMIT", default_value_t = 100_000_000, value_name = "N",
+        value_parser = clap::value_parser!(i64).range(1..))]
+    pub event_limit: i64,
+}
+
 /// Where and how to listen.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Listener")]

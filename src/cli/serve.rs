@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     allocator::AllocatorOptions,
-    config::{DatabaseArgs, ListenArgs, LogArgs, PlacementArgs},
+    config::{DatabaseArgs, EventArgs, ListenArgs, LogArgs, PlacementArgs},
     events::WatchOptions,
     inventory_file,
     postgres::{self, Cluster},
@@ -27,6 +27,8 @@ pub struct ServeArgs {
     database: DatabaseArgs,
     #[command(flatten)]
     placement: PlacementArgs,
+    #[command(flatten)]
+    events: EventArgs,
     #[command(flatten)]
     log: LogArgs,
 }
@@ -93,6 +95,8 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
             usage_required: args.placement.usage_required,
             port_rest: args.placement.port_rest,
             port_set_aside: args.placement.port_set_aside,
+            event_max_age: args.events.event_max_age,
+            event_limit: args.events.event_limit,
             queue_limit: usize::try_from(args.placement.queue_limit)?,
             line_limit: usize::try_from(args.placement.line_limit)?,
             ..AllocatorOptions::default()

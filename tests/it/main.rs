@@ -34,6 +34,7 @@ mod release;
 mod relocation;
 mod replicas;
 mod restore;
+mod retention;
 mod schema;
 mod soak;
 mod startup;
