@@ -1,10 +1,10 @@
 # Thin: every target calls a script in scripts/, which says what it does and installs what is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check setup
+.PHONY: help run test soak check bench c2m setup
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: ## Install what is missing, build, and serve the sample inventory on an embedded Postgres
 	@scripts/run
@@ -17,6 +17,12 @@ soak: ## Watch the events for a minute under load, over two replicas of which on
 
 check: ## Run what CI checks beside the tests: formats, lints, docs, contracts, licences
 	@scripts/check
+
+bench: ## Measure the service beside what the machine could do (about ten minutes)
+	@scripts/bench
+
+c2m: ## Place two million projects on 6,100 servers, one a call and in bulk (about ten minutes)
+	@scripts/bench c2m
 
 setup: ## Only install what is missing
 	@scripts/setup
