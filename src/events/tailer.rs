@@ -114,7 +114,8 @@ impl Hub {
         let mut conn = self.store.acquire_for_tailer().await?;
         let pool = pools::find(&mut conn).await?;
         let Some(mut at) = *self.position.borrow() else {
-            self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
+            // Whoever joined before this first look sees for itself what came since.
+            self.lose_thread(&pool);
             return Ok(false);
         };
         if at.epoch != pool.epoch || at.sequence > pool.last_sequence {
