@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             .compile_well_known_types(true)
             .extern_path(".google.protobuf", "::pbjson_types")
             .btree_map(".")
-            .codec_path("crate::codec::SmallBuffers")
+            .codec_path("crate::codec::BoundedCodec")
     };
     // By itself: messages of a package that is said to be elsewhere are not generated.
     configure().compile_fds(protox::compile([STATUS], [PROTO_ROOT])?)?;

@@ -1,14 +1,17 @@
 //! The flags of `serve`, each with its environment variable and its default. There is no other configuration file.
 
+mod limits;
+
 use std::{ffi::OsStr, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Arg, Args, Command, ValueEnum, builder::TypedValueParser, error::ErrorKind};
 use sqlx::postgres::PgConnectOptions;
 
+pub use self::limits::LimitArgs;
 use crate::{
     domain::{policy::PolicyPatch, request::Strategy},
     http::Origin,
-    listener::{ListenerOptions, TlsFiles},
+    listener::TlsFiles,
     policy_figure::{PolicyFigure, headroom, overcommit},
     store::{self, StoreOptions},
 };
@@ -130,6 +133,10 @@ pub struct ListenArgs {
         value_name = "ADDRESS:PORT"
     )]
     pub listen: SocketAddr,
+    /// Leave the schema to `migrate`, run by a role that may change it: start only where nothing of it is missing
+    #[arg(long, env = "RESOURCE_ALLOCATOR_NO_MIGRATE", value_name = "BOOL", num_args = 0..=1,
+        default_value_t = false, default_missing_value = "true")]
+    pub no_migrate: bool,
     /// Speak TLS, with this certificate and those between it and its authority (PEM); read again when the file changes
     #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_key")]
     pub tls_certificate: Option<PathBuf>,
@@ -139,17 +146,6 @@ pub struct ListenArgs {
     /// The authorities of clients (PEM): who shows no certificate of theirs is sent away
     #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_certificate")]
     pub tls_client_ca: Option<PathBuf>,
-    /// How long a client may take to shake hands
-    #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
-    pub tls_handshake_timeout: Duration,
-    /// How many clients may shake hands at a time; others wait
-    #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_HANDSHAKES", default_value_t = 128, value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub tls_handshakes: u32,
-    /// How many connections there may be at a time; others wait until one ends
-    #[arg(long, env = "RESOURCE_ALLOCATOR_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub max_connections: u32,
     /// Let clients in without a certificate although --tls-client-ca is given: those that show a token, and probes
     #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_CLIENT_OPTIONAL", value_name = "BOOL", num_args = 0..=1,
         default_value_t = false, default_missing_value = "true")]
@@ -186,18 +182,6 @@ pub struct ListenArgs {
 }
 
 impl ListenArgs {
-    /// What the listener takes.
-    ///
-    /// # Errors
-    /// On a machine whose addresses are too short for the numbers.
-    pub fn listener_options(&self) -> Result<ListenerOptions, std::num::TryFromIntError> {
-        Ok(ListenerOptions {
-            max_connections: self.max_connections.try_into()?,
-            max_handshakes: self.tls_handshakes.try_into()?,
-            handshake_timeout: self.tls_handshake_timeout,
-        })
-    }
-
     /// Where the certificates are.
     #[must_use]
     pub fn tls_files(&self) -> Option<TlsFiles> {

@@ -110,7 +110,10 @@ fn contents<E>(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, FollowError<E>> {
 }
 
 /// Reads a file that a person named, as far as is sensible.
-fn content(path: &Path) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// What the system said, or that the file is longer than any that is meant.
+pub fn content(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_BYTES {

@@ -1,6 +1,6 @@
 //! The service: its parts wired together, its listener, its health and its end.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use sqlx::migrate::MigrateError;
@@ -36,16 +36,8 @@ use crate::{
 /// How often health looks at the database, and how long the database may take to answer.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
-/// How many calls of one connection may be cancelled before they were looked at. More than HTTP/2's usual 20, for callers with
-/// short deadlines share connections; not without bound (CVE-2023-44487).
-const PENDING_RESETS: usize = 200;
 /// How long the last transaction may take once every connection is closed, or had its time.
 const LAST_COMMIT: Duration = Duration::from_secs(3);
-/// A sync of ten thousand servers with a dozen labels each fits; nothing else comes near.
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
-/// How often an idle connection is asked whether its client is there, and how long the client may take to answer.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a service is made of.
 #[derive(Debug)]
@@ -56,6 +48,10 @@ pub struct ServerOptions {
     pub listener: ListenerOptions,
     /// The certificates, where TLS is spoken.
     pub tls: Option<TlsFiles>,
+    /// Whether the schema is another role's to migrate, and must be up to date.
+    pub no_migrate: bool,
+    /// How many calls a second a caller may make; none where any number.
+    pub max_call_rate: Option<NonZeroU32>,
     /// The file of credentials, where callers need some.
     pub auth_tokens: Option<PathBuf>,
     /// Where to serve figures for Prometheus; nowhere without it.
@@ -117,7 +113,16 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
 
     let place = store::place(&options.store.connect);
     let store = Store::new(options.store);
-    store.migrate().await.map_err(|error| migration_failed(&error, &place))?;
+    if options.no_migrate {
+        let missing = store.missing_migrations().await.map_err(|error| migration_failed(&error, &place))?;
+        if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+            bail!(
+                "migrations are missing, {first} to {last}; run `resource-allocator migrate` as a role that may change the schema"
+            );
+        }
+    } else {
+        store.migrate().await.map_err(|error| migration_failed(&error, &place))?;
+    }
     let (pool, token_key) = first_look(&store).await.context("cannot read the database")?;
 
     let (allocator, mut allocating) = Allocator::start(store.clone(), options.allocator);
@@ -151,22 +156,29 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         tokio::spawn(serving.serve_with_incoming_shutdown(incoming, shutdown.soft.clone().cancelled_owned()));
     }
 
-    let allocations = ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let limits = options.listener.connection;
+    let allocations =
+        ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(limits.max_message_bytes);
     let routes = Routes::new(health_service)
         .add_service(MapResponseLayer::new(with_prepared_body).named_layer(allocations))
-        .add_service(ServerInventoryServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(
+            ServerInventoryServer::new(api.clone()).max_decoding_message_size(limits.max_message_bytes),
+        )
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?);
-    let routes = http::routes(routes, api, readable, options.cors_origins, gate);
+    let routes = http::routes(routes, api, readable, options.cors_origins, gate, options.max_call_rate);
     let incoming = listener::incoming(listener, certificates, options.listener);
-    let serving = Server::builder()
+    let mut serving = Server::builder()
         .accept_http1(true)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .http2_max_pending_accept_reset_streams(Some(PENDING_RESETS))
-        .layer(MapResponseLayer::new(with_reason))
-        .layer(RequestIdLayer)
-        .add_routes(routes);
+        .max_concurrent_streams(limits.max_streams)
+        .http2_max_header_list_size(limits.max_header_bytes)
+        .http2_keepalive_interval(Some(limits.keepalive_interval))
+        .http2_keepalive_timeout(Some(limits.keepalive_timeout))
+        .http2_max_pending_accept_reset_streams(Some(limits.max_pending_resets));
+    if let Some(age) = limits.max_age {
+        serving = serving.max_connection_age(age).max_connection_age_grace(limits.max_age_grace);
+    }
+    let serving = serving.layer(MapResponseLayer::new(with_reason)).layer(RequestIdLayer).add_routes(routes);
     let soft = shutdown.soft.clone();
     let task = tokio::spawn(async move {
         let stop = {

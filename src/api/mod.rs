@@ -9,6 +9,7 @@ pub mod code_name;
 mod deadline;
 mod decode;
 mod encode;
+mod error;
 mod inventory;
 pub mod prepared;
 mod relocations;
@@ -26,7 +27,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 pub use self::{
-    decode::{Fields, told},
+    decode::{Fields, is_hidden, told},
     status::DOMAIN,
 };
 use self::{

@@ -14,11 +14,13 @@ use super::{
 use crate::{
     allocator::Error,
     auth::Denied,
-    domain::{Disposition, Reason, Refusal, refusal::cut},
+    domain::{Disposition, Reason, refusal::cut},
     events::WatchError,
     proto::rpc,
     store::StoreError,
 };
+
+pub use super::error::ApiError;
 
 /// The domain of every ErrorInfo.
 pub const DOMAIN: &str = "resourceallocator";
@@ -33,70 +35,6 @@ const MAX_TOLD_VIOLATIONS: usize = 5;
 
 /// When a request that the service could not take now may be repeated.
 const RETRY_SOON: Duration = Duration::from_secs(1);
-
-/// Why an RPC fails.
-#[derive(Debug)]
-pub enum ApiError {
-    /// Fields are malformed.
-    Invalid(Vec<FieldViolation>),
-    /// A use case failed.
-    Allocator(Error),
-    /// A watch did not begin, or ended.
-    Watch(WatchError),
-    /// No service of that name is offered.
-    UnknownService,
-    /// There is nothing at a path.
-    PathNotFound {
-        /// The path.
-        path: String,
-    },
-    /// A path does not take a method of HTTP.
-    MethodNotAllowed {
-        /// The method.
-        method: String,
-    },
-    /// A page of that origin may not call.
-    OriginNotAllowed {
-        /// The origin.
-        origin: String,
-    },
-    /// The caller may not.
-    Denied(Denied),
-    /// The service is up, and its database is not.
-    DatabaseUnavailable,
-}
-
-impl ApiError {
-    /// One field is malformed.
-    #[must_use]
-    pub fn invalid(field: &str, description: impl std::fmt::Display) -> Self {
-        Self::Invalid(vec![FieldViolation { field: field.to_owned(), description: description.to_string() }])
-    }
-}
-
-impl From<Vec<FieldViolation>> for ApiError {
-    fn from(violations: Vec<FieldViolation>) -> Self {
-        Self::Invalid(violations)
-    }
-}
-
-impl From<Error> for ApiError {
-    fn from(error: Error) -> Self {
-        Self::Allocator(error)
-    }
-}
-
-impl From<Denied> for ApiError {
-    fn from(denied: Denied) -> Self {
-        Self::Denied(denied)
-    }
-}
-
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
-        Self::Allocator(Error::Refused(refusal))
-    }
-}
 
 /// The code of a refusal.
 #[must_use]
@@ -219,6 +157,14 @@ pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Opt
         )
         .with("origin", told(origin)),
         ApiError::Denied(denied) => self::denied(denied),
+        ApiError::RateLimited { limit, retry_after } => Answer::new(
+            Code::ResourceExhausted,
+            "RATE_LIMITED",
+            Disposition::Technical,
+            format!("the caller makes more than {limit} calls a second; try again"),
+        )
+        .with("limit", limit)
+        .retry_after(*retry_after),
         ApiError::DatabaseUnavailable => database_unavailable(),
     };
     answer.into_status(request_id)
@@ -248,7 +194,9 @@ pub fn of_transport(headers: &HeaderMap, request_id: &str) -> Option<Status> {
             (refused.code(), "INVALID_REQUEST", Disposition::Caller)
         }
         // No handler of ours answers without details: this is a message that could not be read.
-        Code::Internal | Code::Unknown => (Code::InvalidArgument, "INVALID_REQUEST", Disposition::Caller),
+        Code::Internal | Code::Unknown | Code::InvalidArgument => {
+            (Code::InvalidArgument, "INVALID_REQUEST", Disposition::Caller)
+        }
         Code::Cancelled | Code::DeadlineExceeded => {
             (refused.code(), "DEADLINE_PASSED", Disposition::Technical)
         }

@@ -8,6 +8,7 @@ mod credentials;
 mod denied;
 mod gate;
 mod peer;
+mod rate;
 mod role;
 pub mod rules;
 mod token;
@@ -18,6 +19,7 @@ pub use self::{
     denied::Denied,
     gate::Gate,
     peer::{Peer, PeerCertificate},
+    rate::{CallRate, CallerKey},
     role::{Role, UnknownRole},
     token::Token,
 };

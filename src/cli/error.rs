@@ -215,6 +215,8 @@ impl Report {
                 return retry_delay
                     .map(|delay| format!("try again in {}", humantime::format_duration(delay)));
             }
+            ("UNAUTHENTICATED", ..) => "set RESOURCE_ALLOCATOR_TOKEN, or name a --token-file",
+            ("FORBIDDEN", ..) => "call as someone whose role is enough",
             ("PROJECT_NOT_FOUND", ..) => "`resource-allocator ensure` gives it a place",
             ("SERVER_NOT_FOUND", ..) => "`resource-allocator servers list` shows which there are",
             ("ETAG_MISMATCH", ..) => "read the server again, and repeat the change with its new etag",

@@ -11,6 +11,7 @@ use serde::Serialize;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{client::OutputFormat, error::CliError};
+use crate::api::is_hidden;
 use crate::proto::v1::{
     Allocation, FleetPolicy, FreeResources, Percentages, Protocol, Resources, Server, ServerStatus,
 };
@@ -69,8 +70,18 @@ pub fn note(text: &str) {
 /// Writes to standard error, as far as anyone reads it: not `eprintln!`, which panics when no one does.
 pub fn tell(text: &str) {
     let mut stderr = io::stderr().lock();
-    let _ = stderr.write_all(text.trim_end_matches('\n').as_bytes());
+    let _ = stderr.write_all(shown(text.trim_end_matches('\n')).as_bytes());
     let _ = stderr.write_all(b"\n");
+}
+
+/// A text from elsewhere as it may be written to a terminal: one could hold what moves the cursor, or turns the text around.
+#[must_use]
+pub fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != '\n' && is_hidden(c) { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// Lays out rows under headings; a heading that starts with `>` aligns its column to the right.
@@ -78,7 +89,7 @@ pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item =
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(headings.map(|heading| heading.trim_start_matches('>')));
-    table.add_rows(rows);
+    table.add_rows(rows.into_iter().map(|row| row.map(|cell| shown(&cell))));
     for (column, heading) in table.column_iter_mut().zip(headings) {
         column.set_padding((0, 2));
         if heading.starts_with('>') {

@@ -8,9 +8,9 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     allocator::AllocatorOptions,
-    config::{DatabaseArgs, EventArgs, ListenArgs, LogArgs, PlacementArgs},
+    config::{DatabaseArgs, EventArgs, LimitArgs, ListenArgs, LogArgs, PlacementArgs},
     events::WatchOptions,
-    inventory_file,
+    followed, inventory_file,
     postgres::{self, Cluster},
     proto::v1,
     server::{self, ServerOptions},
@@ -23,6 +23,8 @@ use crate::{
 pub struct ServeArgs {
     #[command(flatten)]
     listen: ListenArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
     #[command(flatten)]
     database: DatabaseArgs,
     #[command(flatten)]
@@ -55,7 +57,7 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
 
 fn read_inventory(path: &Path) -> anyhow::Result<Vec<v1::Server>> {
     let told = || format!("cannot read the inventory {}", path.display());
-    let bytes = std::fs::read(path).with_context(told)?;
+    let bytes = followed::content(path).with_context(told)?;
     inventory_file::parse(&bytes, inventory_file::Format::of(path).with_context(told)?).with_context(told)
 }
 
@@ -82,8 +84,10 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
     let shutdown = Shutdown::on_signals().context("cannot listen for signals")?;
     let options = ServerOptions {
         listen: args.listen.listen,
-        listener: args.listen.listener_options()?,
+        listener: args.limits.listener_options()?,
         tls: args.listen.tls_files(),
+        no_migrate: args.listen.no_migrate,
+        max_call_rate: args.limits.max_call_rate,
         auth_tokens: args.listen.auth_tokens,
         metrics_listen: args.listen.metrics_listen,
         insecure_allow_remote: args.listen.insecure_allow_remote,

@@ -1,9 +1,6 @@
 //! Inventory files, and `servers apply`, which registers the servers of one.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -14,6 +11,7 @@ use super::{
     output,
 };
 use crate::{
+    followed,
     inventory_file::{self, Format},
     proto::v1::{RegisterServerRequest, Server},
 };
@@ -62,6 +60,6 @@ pub async fn apply(args: ApplyArgs, client: &ClientArgs) -> Result<(), CliError>
 pub fn read(path: &Path) -> Result<Vec<Server>, CliError> {
     let name = path.display();
     let format = Format::of(path).map_err(|error| CliError::Usage(format!("{name}: {error}")))?;
-    let bytes = fs::read(path).with_context(|| format!("{name}"))?;
+    let bytes = followed::content(path).with_context(|| format!("{name}"))?;
     Ok(inventory_file::parse(&bytes, format).with_context(|| format!("{name}"))?)
 }

@@ -17,8 +17,8 @@ use http_body::{Frame, SizeHint};
 
 use super::{Http, status};
 use crate::{
-    api::request_id::RequestId,
-    auth::{Caller, Denied, Peer},
+    api::{request_id::RequestId, status::ApiError},
+    auth::{Caller, CallerKey, Denied, Peer},
 };
 
 /// Lets a request in whose caller may make it, and notes who that is.
@@ -31,6 +31,9 @@ pub(super) async fn admit(
     let shown = request.headers().get_all(header::AUTHORIZATION).iter().map(AsRef::as_ref);
     match http.gate.admit(request.uri().path(), shown, request.extensions().get::<Peer>()) {
         Ok(Some(caller)) => {
+            if let Err(error) = count(&http, &caller, request.extensions().get::<Peer>()) {
+                return status::as_asked(&http.api.refuse(&error, &id.0), request.headers());
+            }
             tracing::Span::current().record("actor", caller.name());
             request.extensions_mut().insert(caller);
         }
@@ -42,6 +45,17 @@ pub(super) async fn admit(
     // Nothing behind it needs the token, and so nothing can tell it.
     request.headers_mut().remove(header::AUTHORIZATION);
     next.run(request).await
+}
+
+/// Counts a call of its caller.
+fn count(http: &Http, caller: &Caller, peer: Option<&Peer>) -> Result<(), ApiError> {
+    let Some(rate) = &http.rate else { return Ok(()) };
+    let key = match caller.name() {
+        "" => CallerKey::Address(peer.map(|peer| peer.address.ip())),
+        name => CallerKey::Name(name.to_owned()),
+    };
+    let limit = rate.limit;
+    rate.count(&key).map_err(|retry_after| ApiError::RateLimited { limit, retry_after })
 }
 
 /// Ends a call, and the stream that it answers, when its caller's credential is taken away or over.

@@ -11,7 +11,7 @@ mod origin;
 mod probes;
 mod status;
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use axum::{Router, middleware, routing::get};
 use tokio::sync::watch;
@@ -19,7 +19,10 @@ use tonic::service::Routes;
 use tonic_web::GrpcWebLayer;
 
 pub use self::{origin::Origin, probes::Readiness};
-use crate::{api::Api, auth::Gate};
+use crate::{
+    api::Api,
+    auth::{CallRate, Gate},
+};
 
 /// What the paths share.
 #[derive(Debug, Clone)]
@@ -28,10 +31,11 @@ struct Http {
     readiness: watch::Receiver<Readiness>,
     origins: Arc<[Origin]>,
     gate: Gate,
+    rate: Option<CallRate>,
 }
 
 /// Everything that the port answers: the services, by gRPC and by gRPC-web, and the paths of this module. `origins` are those
-/// whose pages may call, `gate` lets callers in.
+/// whose pages may call, `gate` lets callers in, `max_call_rate` times a second each.
 #[must_use]
 pub fn routes(
     services: Routes,
@@ -39,9 +43,10 @@ pub fn routes(
     readiness: watch::Receiver<Readiness>,
     origins: Vec<Origin>,
     gate: Gate,
+    max_call_rate: Option<NonZeroU32>,
 ) -> Routes {
     let cors = edge::cors(&origins);
-    let http = Http { api, readiness, origins: origins.into(), gate };
+    let http = Http { api, readiness, origins: origins.into(), gate, rate: max_call_rate.map(CallRate::new) };
     let mut router: Router<Http> = services
         .into_axum_router()
         .with_state(())

@@ -52,6 +52,9 @@ pub(super) fn response(status: &Status) -> Response {
     *response.status_mut() = http_status(status.code());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status.code() == Code::Unauthenticated {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if let Some(delay) = status.get_details_retry_info().and_then(|info| info.retry_delay) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(delay)));
     }

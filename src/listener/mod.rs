@@ -26,11 +26,55 @@ pub struct ListenerOptions {
     pub max_handshakes: usize,
     /// How long a handshake may take.
     pub handshake_timeout: Duration,
+    /// What each connection may cost.
+    pub connection: ConnectionLimits,
+}
+
+/// What a connection may cost.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// How many calls it has under way at a time.
+    pub max_streams: u32,
+    /// How many of them may be cancelled before they were looked at. More than HTTP/2's usual 20, for callers with short deadlines
+    /// share connections; not without bound (CVE-2023-44487).
+    pub max_pending_resets: usize,
+    /// How large the headers of a call are.
+    pub max_header_bytes: u32,
+    /// How large a message is.
+    pub max_message_bytes: usize,
+    /// How often it is asked, while it is idle, whether its client is there.
+    pub keepalive_interval: Duration,
+    /// How long the client may take to answer.
+    pub keepalive_timeout: Duration,
+    /// How old it grows before it takes no new calls; none where it may grow to any age.
+    pub max_age: Option<Duration>,
+    /// How long its calls may go on then.
+    pub max_age_grace: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            max_streams: 200,
+            max_pending_resets: 200,
+            max_header_bytes: 16 << 10,
+            max_message_bytes: 16 << 20,
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(20),
+            max_age: None,
+            max_age_grace: Duration::from_secs(30),
+        }
+    }
 }
 
 impl Default for ListenerOptions {
     fn default() -> Self {
-        Self { max_connections: 10_000, max_handshakes: 128, handshake_timeout: Duration::from_secs(10) }
+        Self {
+            max_connections: 10_000,
+            max_handshakes: 128,
+            handshake_timeout: Duration::from_secs(10),
+            connection: ConnectionLimits::default(),
+        }
     }
 }
 

@@ -147,6 +147,42 @@ impl Store {
         }
     }
 
+    /// The migrations of this release that were not applied, in their order; changes nothing.
+    ///
+    /// # Errors
+    /// [`MigrateError`], as [`Self::migrate`] has it.
+    pub async fn missing_migrations(&self) -> Result<Vec<i64>, MigrateError> {
+        let options = self.shared.connect_options();
+        let connecting = tokio::time::timeout(LAST_TRY, PgConnection::connect_with(&options));
+        let mut conn = connecting.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        let applied: Vec<(i64, Vec<u8>, bool)> =
+            match sqlx::query_as("SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version")
+                .fetch_all(&mut conn)
+                .await
+            {
+                // There is no such table before the first one.
+                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Vec::new(),
+                applied => applied?,
+            };
+        for (version, checksum, success) in &applied {
+            let ours = MIGRATOR.iter().find(|migration| migration.version == *version);
+            match ours {
+                None => return Err(MigrateError::VersionMissing(*version)),
+                Some(ours) if *ours.checksum != **checksum => {
+                    return Err(MigrateError::VersionMismatch(*version));
+                }
+                Some(_) if !success => return Err(MigrateError::Dirty(*version)),
+                Some(_) => {}
+            }
+        }
+        let is_applied = |version| applied.iter().any(|(applied, ..)| *applied == version);
+        Ok(MIGRATOR
+            .iter()
+            .map(|migration| migration.version)
+            .filter(|version| !is_applied(*version))
+            .collect())
+    }
+
     /// The newest migration that was applied; none where none was.
     ///
     /// # Errors

@@ -50,6 +50,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "proto",
             "config",
             "auth",
+            "followed",
             "inventory_file",
             "policy_figure",
             "postgres",

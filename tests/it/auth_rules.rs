@@ -62,7 +62,10 @@ impl Caller<'_> {
         let response = request.send().await.unwrap();
         if by == By::Json {
             return match response.status() {
-                StatusCode::UNAUTHORIZED => Verdict::Unauthenticated,
+                StatusCode::UNAUTHORIZED => {
+                    assert_eq!(response.headers()["www-authenticate"], "Bearer");
+                    Verdict::Unauthenticated
+                }
                 StatusCode::FORBIDDEN => Verdict::Forbidden,
                 _ => Verdict::Passed,
             };

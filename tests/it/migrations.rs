@@ -23,6 +23,8 @@ async fn start(database: &TestDatabase) -> anyhow::Result<(RunningServer, Shutdo
         tls: None,
         auth_tokens: None,
         metrics_listen: None,
+        no_migrate: false,
+        max_call_rate: None,
         insecure_allow_remote: false,
         drain_timeout: Duration::from_secs(5),
         cors_origins: Vec::new(),

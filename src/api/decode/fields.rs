@@ -111,9 +111,16 @@ pub(super) fn percentages(
     }
 }
 
+/// Whether a character is not seen, or moves those around it: a text with one could look like another.
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
 /// Text for people.
 pub(super) fn short_text(fields: &mut Fields, field: &str, text: &str) {
-    if text.chars().count() > 255 || text.chars().any(char::is_control) {
+    if text.chars().count() > 255 || text.chars().any(is_hidden) {
         fields.refuse(field, "must be at most 255 characters, none of them a control character");
     }
 }
@@ -131,7 +138,7 @@ pub(super) fn labels(
         if let Err(error) = check_name(key, 63, "._/-") {
             fields.refuse(format!("{field}[{}]", told(key)), format!("the key {error}"));
         }
-        if value.chars().count() > 255 || value.chars().any(char::is_control) {
+        if value.chars().count() > 255 || value.chars().any(is_hidden) {
             let problem = "the value must be at most 255 characters, none of them a control character";
             fields.refuse(format!("{field}[{}]", told(key)), problem);
         }

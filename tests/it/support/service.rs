@@ -1,6 +1,6 @@
 //! A service in the test's own process, on a port of its own, with generated clients.
 
-use std::{collections::HashMap, path::PathBuf, time::Duration};
+use std::{collections::HashMap, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use resource_allocator::{
     allocator::AllocatorOptions,
@@ -40,6 +40,8 @@ pub struct TestServiceBuilder {
     pub tls: Option<TlsFiles>,
     /// The file of credentials, where callers need some.
     pub auth_tokens: Option<PathBuf>,
+    /// How many calls a second a caller may make.
+    pub max_call_rate: Option<NonZeroU32>,
 }
 
 impl TestServiceBuilder {
@@ -75,6 +77,8 @@ impl TestServiceBuilder {
             tls: self.tls,
             auth_tokens: self.auth_tokens,
             metrics_listen: None,
+            no_migrate: false,
+            max_call_rate: self.max_call_rate,
             insecure_allow_remote: false,
             drain_timeout: self.drain_timeout,
             cors_origins: self.cors_origins,
@@ -119,6 +123,7 @@ impl TestService {
             listener: ListenerOptions::default(),
             tls: None,
             auth_tokens: None,
+            max_call_rate: None,
         }
     }
 }

@@ -281,6 +281,12 @@ class Overloaded(TechnicalFailure):
     for_reason = "OVERLOADED"
 
 
+class RateLimited(TechnicalFailure):
+    """The caller makes more calls a second than it may."""
+
+    for_reason = "RATE_LIMITED"
+
+
 class ShuttingDown(TechnicalFailure):
     """The replica is shutting down; another one answers."""
 
