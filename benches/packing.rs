@@ -128,6 +128,7 @@ impl Packer for Ours {
             project_id: Some(project_id),
             server_handle: Some(server_handle),
             request_id: String::new(),
+            actor: String::new(),
             operation: Operation::Ensured(ensured),
         });
         true

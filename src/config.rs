@@ -133,10 +133,6 @@ pub struct ListenArgs {
         value_name = "ADDRESS:PORT"
     )]
     pub listen: SocketAddr,
-    /// Leave the schema to `migrate`, run by a role that may change it: start only where nothing of it is missing
-    #[arg(long, env = "RESOURCE_ALLOCATOR_NO_MIGRATE", value_name = "BOOL", num_args = 0..=1,
-        default_value_t = false, default_missing_value = "true")]
-    pub no_migrate: bool,
     /// Speak TLS, with this certificate and those between it and its authority (PEM); read again when the file changes
     #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_key")]
     pub tls_certificate: Option<PathBuf>,

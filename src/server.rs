@@ -19,7 +19,7 @@ use crate::{
     domain::{policy::PolicyPatch, request::Strategy},
     events::{Hub, WatchOptions},
     http::{self, Origin, Readiness, metrics::Scraped},
-    listener::{self, Certificates, ListenerOptions, TlsFiles},
+    listener::{self, Certificates, ConnectionLimits, ListenerOptions, TlsFiles},
     proto::{
         FILE_DESCRIPTOR_SET,
         v1::{
@@ -113,16 +113,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
 
     let place = store::place(&options.store.connect);
     let store = Store::new(options.store);
-    if options.no_migrate {
-        let missing = store.missing_migrations().await.map_err(|error| migration_failed(&error, &place))?;
-        if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
-            bail!(
-                "migrations are missing, {first} to {last}; run `resource-allocator migrate` as a role that may change the schema"
-            );
-        }
-    } else {
-        store.migrate().await.map_err(|error| migration_failed(&error, &place))?;
-    }
+    prepare_schema(&store, &place, options.no_migrate).await?;
     let (pool, token_key) = first_look(&store).await.context("cannot read the database")?;
 
     let (allocator, mut allocating) = Allocator::start(store.clone(), options.allocator);
@@ -143,6 +134,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
     health.set(Readiness::Ready).await;
     let watch_health = tokio::spawn(watch_health(store.clone(), health.clone()));
 
+    let limits = options.listener.connection;
     if let Some((listener, recorder)) = metrics {
         let scheme = if certificates.is_some() { "https" } else { "http" };
         tracing::info!("figures for Prometheus at {scheme}://{}/metrics", listener.local_addr()?);
@@ -152,11 +144,10 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         let routes = http::metrics::routes(scraped, api.clone(), gate.clone());
         let incoming = listener::incoming(listener, certificates.clone(), options.listener);
         // It ends first on a stop: who scrapes keeps a connection, and with it the allocator.
-        let serving = Server::builder().accept_http1(true).layer(RequestIdLayer).add_routes(routes);
+        let serving = limited(&limits).layer(RequestIdLayer).add_routes(routes);
         tokio::spawn(serving.serve_with_incoming_shutdown(incoming, shutdown.soft.clone().cancelled_owned()));
     }
 
-    let limits = options.listener.connection;
     let allocations =
         ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(limits.max_message_bytes);
     let routes = Routes::new(health_service)
@@ -168,17 +159,8 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         .add_service(reflection().build_v1alpha()?);
     let routes = http::routes(routes, api, readable, options.cors_origins, gate, options.max_call_rate);
     let incoming = listener::incoming(listener, certificates, options.listener);
-    let mut serving = Server::builder()
-        .accept_http1(true)
-        .max_concurrent_streams(limits.max_streams)
-        .http2_max_header_list_size(limits.max_header_bytes)
-        .http2_keepalive_interval(Some(limits.keepalive_interval))
-        .http2_keepalive_timeout(Some(limits.keepalive_timeout))
-        .http2_max_pending_accept_reset_streams(Some(limits.max_pending_resets));
-    if let Some(age) = limits.max_age {
-        serving = serving.max_connection_age(age).max_connection_age_grace(limits.max_age_grace);
-    }
-    let serving = serving.layer(MapResponseLayer::new(with_reason)).layer(RequestIdLayer).add_routes(routes);
+    let serving =
+        limited(&limits).layer(MapResponseLayer::new(with_reason)).layer(RequestIdLayer).add_routes(routes);
     let soft = shutdown.soft.clone();
     let task = tokio::spawn(async move {
         let stop = {
@@ -208,6 +190,34 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         Ok(())
     });
     Ok(RunningServer { address, task })
+}
+
+/// Brings the schema up to date, or looks that another role did.
+async fn prepare_schema(store: &Store, place: &str, no_migrate: bool) -> anyhow::Result<()> {
+    let failed = |error| migration_failed(&error, place);
+    if !no_migrate {
+        return store.migrate().await.map_err(failed);
+    }
+    let missing = store.missing_migrations().await.map_err(failed)?;
+    let (Some(first), Some(last)) = (missing.first(), missing.last()) else { return Ok(()) };
+    bail!(
+        "migrations are missing, {first} to {last}; run `resource-allocator migrate` as a role that may change the schema"
+    )
+}
+
+/// What each connection may cost.
+fn limited(limits: &ConnectionLimits) -> Server {
+    let server = Server::builder()
+        .accept_http1(true)
+        .max_concurrent_streams(limits.max_streams)
+        .http2_max_header_list_size(limits.max_header_bytes)
+        .http2_keepalive_interval(Some(limits.keepalive_interval))
+        .http2_keepalive_timeout(Some(limits.keepalive_timeout))
+        .http2_max_pending_accept_reset_streams(Some(limits.max_pending_resets));
+    match limits.max_age {
+        Some(age) => server.max_connection_age(age).max_connection_age_grace(limits.max_age_grace),
+        None => server,
+    }
 }
 
 /// Whoever reaches a port that is not loopback's must show who they are, and must not be overheard (L38).

@@ -149,6 +149,7 @@ impl Bench {
             project_id: ProjectId::parse(&format!("p{}", self.count)).ok(),
             server_handle: Some(server_handle),
             request_id: String::new(),
+            actor: String::new(),
             operation: Operation::Ensured(Ensured {
                 requested: Requested::of(request),
                 selected: Some(selected),

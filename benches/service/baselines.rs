@@ -244,6 +244,7 @@ impl Planner {
             project_id: Some(id.clone()),
             server_handle: Some(server_handle.clone()),
             request_id: Uuid::now_v7().to_string(),
+            actor: String::new(),
             operation: Operation::Ensured(Ensured {
                 usage_counted: false,
                 requested: Requested {

@@ -1,5 +1,7 @@
 //! What waits in the combiner's queue, and what is answered once it is committed.
 
+use std::sync::Arc;
+
 use time::OffsetDateTime;
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
@@ -21,6 +23,8 @@ use crate::{
 pub struct Job {
     /// The request's id in the logs and in the log.
     pub request_id: String,
+    /// Who asks; empty where nobody says so.
+    pub actor: Arc<str>,
     /// What is asked for.
     pub request: Request,
     /// Until when the caller waits; none where it did not say.

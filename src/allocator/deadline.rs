@@ -7,8 +7,8 @@ tokio::task_local! {
 }
 
 /// Runs the work of a request whose caller waits until then, or as long as it takes.
-pub async fn with<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> T {
-    DEADLINE.scope(deadline, work).await
+pub fn with<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> impl Future<Output = T> {
+    DEADLINE.scope(deadline, work)
 }
 
 /// Until when the caller of the request at hand waits; none where it did not say.

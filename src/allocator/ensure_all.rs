@@ -8,7 +8,7 @@ use tokio::{
 };
 
 use super::{
-    Allocator, Error,
+    Allocator, Error, actor,
     command::{Answer, EnsureAnswer, Job, Outcome, Request},
     deadline,
 };
@@ -88,7 +88,8 @@ impl Allocator {
         for (place, request) in places.zip(step) {
             let (reply, answer) = oneshot::channel();
             let request = Request::Ensure(request);
-            place.send(Job { request_id: request_id.to_owned(), request, deadline, since, reply });
+            let (request_id, actor) = (request_id.to_owned(), actor::current());
+            place.send(Job { request_id, actor, request, deadline, since, reply });
             waiting.push(answer);
         }
         let mut answers = Vec::with_capacity(waiting.len());

@@ -59,6 +59,7 @@ impl Housekeeper {
         let (reply, answer) = oneshot::channel();
         let job = Job {
             request_id: "housekeeping".to_owned(),
+            actor: Arc::default(),
             request: Request::Housekeep,
             deadline: None,
             since: Instant::now(),

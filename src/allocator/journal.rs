@@ -1,7 +1,10 @@
 //! What one transaction is going to commit: the operations, folded into the fleet as they are decided, and what they make of the
 //! projects at hand. Requests of one batch are decided in arrival order, each on what the ones before it left.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
@@ -24,6 +27,8 @@ use crate::{
 pub struct Journal {
     /// The transaction's time, by the database's clock.
     pub now: OffsetDateTime,
+    /// Who asked for what is decided now.
+    actor: Arc<str>,
     entries: Vec<LogEntry>,
     /// Places in line that are gone without an operation.
     places: BTreeSet<ProjectId>,
@@ -39,7 +44,20 @@ impl Journal {
     pub fn new(now: OffsetDateTime, committed: HashMap<ProjectId, Project>) -> Self {
         let places = BTreeSet::new();
         let renewed = BTreeSet::new();
-        Self { now, entries: Vec::new(), places, renewed, projects: committed.clone(), committed }
+        Self {
+            now,
+            actor: Arc::default(),
+            entries: Vec::new(),
+            places,
+            renewed,
+            projects: committed.clone(),
+            committed,
+        }
+    }
+
+    /// From now on, what is recorded was asked for by this caller; an empty name is for what nobody asked for.
+    pub fn act_for(&mut self, actor: impl Into<Arc<str>>) {
+        self.actor = actor.into();
     }
 
     /// A project as the operations so far leave it.
@@ -117,6 +135,7 @@ impl Journal {
             project_id,
             server_handle,
             request_id: request_id.to_owned(),
+            actor: self.actor.to_string(),
             operation,
         };
         fleet.apply(&entry);

@@ -124,11 +124,13 @@ pub fn release(journal: &mut Journal, fleet: &mut Fleet, project_id: &ProjectId)
 
 fn record(journal: &mut Journal, fleet: &mut Fleet, waiter: &Waiter, cause: LeaveCause) {
     let left = Operation::LeftLine(waiter.left(cause));
+    journal.act_for(waiter.actor.as_str());
     journal.record(fleet, Some(waiter.project_id.clone()), None, &waiter.request_id, left);
 }
 
 fn refuse(journal: &mut Journal, fleet: &mut Fleet, waiter: &Waiter, refusal: &Refusal) {
     let left = Operation::LeftLine(waiter.refused(refusal));
+    journal.act_for(waiter.actor.as_str());
     journal.record(fleet, Some(waiter.project_id.clone()), None, &waiter.request_id, left);
 }
 
@@ -173,6 +175,7 @@ pub async fn settle(
 fn serve(journal: &mut Journal, fleet: &mut Fleet, waiter: &Waiter, context: &Context) {
     let request = waiter.ensure_request();
     let served = Served { arrival: waiter.arrival, since: waiter.since };
+    journal.act_for(waiter.actor.as_str());
     let result =
         ensure::decide_and_record(journal, fleet, &request, &waiter.request_id, context, Some(served));
     match result {

@@ -2,6 +2,7 @@
 //!
 //! Writes go through the `combiner`, reads of single projects through the `reader`; other reads are one snapshot each.
 
+pub mod actor;
 pub mod audit;
 pub mod combiner;
 pub mod command;
@@ -373,7 +374,8 @@ impl Allocator {
     ) -> impl Future<Output = Result<Answer, Error>> + Send + use<> {
         let (reply, answer) = oneshot::channel();
         let deadline = deadline::current();
-        let job = Job { request_id, request, deadline, since: Instant::now(), reply };
+        let (actor, since) = (actor::current(), Instant::now());
+        let job = Job { request_id, actor, request, deadline, since, reply };
         let queued = self.queue.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded { limit: self.options.queue_limit },
             mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,

@@ -199,6 +199,7 @@ impl Allocator {
                         project_id: Some(id.clone()),
                         server_handle,
                         request_id: String::new(),
+                        actor: String::new(),
                         operation: Operation::Relocated(relocated),
                     });
                 }

@@ -1,7 +1,7 @@
 //! A call that waits in line. Its place is in the database: whichever replica settles the line serves it, and this one reads in
 //! the log what came of it.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use time::OffsetDateTime;
 use tokio::{
@@ -268,6 +268,7 @@ impl Drop for Stay {
                     let (reply, answer) = oneshot::channel();
                     let job = Job {
                         request_id: request_id.clone(),
+                        actor: Arc::default(),
                         request,
                         deadline: None,
                         since: Instant::now(),

@@ -376,6 +376,7 @@ fn event(entry: &LogEntry, index: usize, event: Event<'_>) -> v1::AllocationEven
         project_id: entry.project_id.as_ref().map(ToString::to_string).unwrap_or_default(),
         server_handle: if requested { String::new() } else { handle },
         request_id: entry.request_id.clone(),
+        actor: entry.actor.clone(),
         detail: Some(detail),
     }
 }

@@ -87,15 +87,15 @@ impl Api {
     ) -> Result<Response<A>, Status> {
         let request_id = request_id::of(&request);
         // The gate has noted who calls. Where none was there, nobody is let in.
-        request
+        let actor = request
             .extensions()
             .get::<Caller>()
             .ok_or(Denied::NoCredentials)
-            .and_then(|caller| caller.may_ask_about(request.get_ref().about()))
+            .and_then(|caller| caller.may_ask_about(request.get_ref().about()).map(|()| caller.name().into()))
             .map_err(|denied| self.refuse(&denied.into(), &request_id))?;
         let deadline = deadline::of(&request);
         let work = work(self, request.into_inner(), request_id.clone());
-        let answer = allocator::deadline::with(deadline, work).await;
+        let answer = allocator::actor::with(actor, allocator::deadline::with(deadline, work)).await;
         answer.map(Response::new).map_err(|error| self.refuse(&error, &request_id))
     }
 

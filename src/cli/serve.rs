@@ -27,6 +27,10 @@ pub struct ServeArgs {
     limits: LimitArgs,
     #[command(flatten)]
     database: DatabaseArgs,
+    /// Leave the schema to `migrate`, run by a role that may change it: start only where nothing of it is missing
+    #[arg(long, help_heading = "Database", env = "RESOURCE_ALLOCATOR_NO_MIGRATE", value_name = "BOOL", num_args = 0..=1,
+        default_value_t = false, default_missing_value = "true")]
+    no_migrate: bool,
     #[command(flatten)]
     placement: PlacementArgs,
     #[command(flatten)]
@@ -86,7 +90,7 @@ async fn serve(args: ServeArgs, connect: PgConnectOptions, inventory: Vec<v1::Se
         listen: args.listen.listen,
         listener: args.limits.listener_options()?,
         tls: args.listen.tls_files(),
-        no_migrate: args.listen.no_migrate,
+        no_migrate: args.no_migrate,
         max_call_rate: args.limits.max_call_rate,
         auth_tokens: args.listen.auth_tokens,
         metrics_listen: args.listen.metrics_listen,

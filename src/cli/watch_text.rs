@@ -10,7 +10,7 @@ use crate::proto::v1::{
 
 /// The line of an event, in colour where it is painted.
 pub fn event_line(event: &AllocationEvent, painted: bool) -> String {
-    let subject = if event.project_id.is_empty() { "-" } else { &event.project_id };
+    let subject = output::shown(if event.project_id.is_empty() { "-" } else { &event.project_id });
     let (kind, detail) = match &event.detail {
         Some(Detail::Requested(requested)) => ("REQUESTED", requested_text(requested)),
         Some(Detail::Waiting(waiting)) => ("WAITING", waiting_text(waiting)),
@@ -37,7 +37,8 @@ pub fn event_line(event: &AllocationEvent, painted: bool) -> String {
     let time = output::timestamp(event.event_time.as_ref());
     let when = format!("{time}  {:>6}", event.sequence);
     // One event stays one line, whatever a message holds.
-    let detail = detail.replace(['\n', '\r'], " ");
+    let by = if event.actor.is_empty() { String::new() } else { format!(", by {}", event.actor) };
+    let detail = output::shown(&(detail + &by).replace(['\n', '\r'], " "));
     if painted {
         let (dim, of_kind) = (Style::new().dimmed(), style(kind));
         format!("{dim}{when}{dim:#}  {subject}  {of_kind}{kind}{of_kind:#}  {detail}")

@@ -29,6 +29,8 @@ pub struct LogEntry {
     pub server_handle: Option<ServerHandle>,
     /// The request that caused it.
     pub request_id: String,
+    /// Who made that request; empty without authentication, and for what nobody asked for.
+    pub actor: String,
     /// What was done.
     pub operation: Operation,
 }

@@ -207,6 +207,7 @@ mod tests {
             project_id: Some(project(name)),
             server_handle: Some(handle(server)),
             request_id: String::new(),
+            actor: String::new(),
             operation: Operation::Released(Released {
                 cause: ReleaseCause::Requested,
                 server_address: String::new(),

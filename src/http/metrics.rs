@@ -49,7 +49,7 @@ pub struct Scraped {
 
 /// Everything that the port of the figures answers. `gate` lets in who may read.
 pub fn routes(scraped: Scraped, api: Api, gate: Gate) -> Routes {
-    let http = Http { api, readiness: scraped.readiness.clone(), origins: Arc::new([]), gate };
+    let http = Http { api, readiness: scraped.readiness.clone(), origins: Arc::new([]), gate, rate: None };
     let figures = get(scrape).with_state(scraped);
     let router: Router<Http> = Router::new()
         .route("/metrics", figures)

@@ -9,7 +9,7 @@ use sqlx::{
 use time::OffsetDateTime;
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::{StoreError, pools::DEFAULT_POOL};
+use super::{StoreError, actors, pools::DEFAULT_POOL};
 use crate::domain::{
     ProjectId, ServerHandle,
     event::{LogEntry, Operation},
@@ -154,6 +154,7 @@ impl TryFrom<Row> for LogEntry {
             project_id: project_id.map_err(|error| broken(format!("project_id: {error}")))?,
             server_handle: server_handle.map_err(|error| broken(format!("server_handle: {error}")))?,
             request_id: row.request_id.clone(),
+            actor: actors::find(payload),
             operation,
         })
     }
@@ -205,7 +206,7 @@ impl EventColumns {
 }
 
 fn encode(payload: &impl Serialize, entry: &LogEntry) -> Result<String, StoreError> {
-    serde_json::to_string(payload).map_err(|error| {
+    actors::encode(payload, &entry.actor).map_err(|error| {
         StoreError::inconsistent("allocation_events", entry.first_sequence.to_string(), error)
     })
 }

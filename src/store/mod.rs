@@ -3,6 +3,7 @@
 //! Functions borrow a connection; transactions are begun and committed by the allocator alone, through [`WriteTransaction`]
 //! and [`Store::begin_snapshot`].
 
+mod actors;
 pub mod allocations;
 pub mod batches;
 pub mod error;

@@ -1,15 +1,13 @@
 //! The table `waiters`: the line of those who wait for capacity.
 
 use serde::Serialize;
+use serde_json::value::RawValue;
 use sqlx::{PgConnection, types::Json};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{StoreError, pools::DEFAULT_POOL};
-use crate::domain::{
-    ProjectId, Reason,
-    line::{Waiter, WaitingRequest},
-};
+use super::{StoreError, actors, pools::DEFAULT_POOL};
+use crate::domain::{ProjectId, Reason, line::Waiter};
 
 /// A place in line, as it is listed.
 #[derive(Debug, Clone)]
@@ -24,7 +22,7 @@ struct Row {
     project_id: String,
     arrival: i64,
     caller: Uuid,
-    request: Json<WaitingRequest>,
+    request: Json<Box<RawValue>>,
     reason: String,
     request_id: String,
     since: OffsetDateTime,
@@ -44,7 +42,9 @@ impl TryFrom<Row> for WaiterRecord {
             .map_err(|error| broken(format!("reason: {error}")))?;
         let waiter = Waiter {
             project_id,
-            request: row.request.0,
+            actor: actors::find(row.request.0.get()),
+            request: serde_json::from_str(row.request.0.get())
+                .map_err(|error| broken(format!("request: {error}")))?,
             request_id: row.request_id,
             arrival: row.arrival,
             caller: row.caller,
@@ -65,7 +65,7 @@ pub async fn list_all(conn: &mut PgConnection) -> Result<Vec<Waiter>, StoreError
     let rows = sqlx::query_as!(
         Row,
         r#"
-        SELECT project_id, arrival, caller, request AS "request: Json<WaitingRequest>", reason, request_id, since, deadline,
+        SELECT project_id, arrival, caller, request AS "request: Json<Box<RawValue>>", reason, request_id, since, deadline,
                absent_since, 0::bigint AS "place!"
         FROM waiters WHERE pool_id = $1 ORDER BY arrival
         "#,
@@ -89,7 +89,7 @@ pub async fn list(
     let rows = sqlx::query_as!(
         Row,
         r#"
-        SELECT w.project_id, w.arrival, w.caller, w.request AS "request: Json<WaitingRequest>", w.reason, w.request_id, w.since,
+        SELECT w.project_id, w.arrival, w.caller, w.request AS "request: Json<Box<RawValue>>", w.reason, w.request_id, w.since,
                w.deadline, w.absent_since, w.place AS "place!"
         FROM (SELECT *, row_number() OVER (ORDER BY arrival) AS place
               FROM waiters WHERE pool_id = $1 AND absent_since IS NULL) AS w
@@ -107,7 +107,7 @@ pub async fn list(
 }
 
 fn encode(value: &impl Serialize, waiter: &Waiter) -> Result<String, StoreError> {
-    serde_json::to_string(value)
+    actors::encode(value, &waiter.actor)
         .map_err(|error| StoreError::inconsistent("waiters", waiter.project_id.to_string(), error))
 }
 

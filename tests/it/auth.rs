@@ -2,7 +2,7 @@
 
 use std::{process::Output, time::Duration};
 
-use resource_allocator::proto::v1::{self, batch_ensure_result::Result as Told};
+use resource_allocator::proto::v1::{self, allocation_event::Detail, batch_ensure_result::Result as Told};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tonic::{
     Code, Status, Streaming,
@@ -310,4 +310,77 @@ async fn the_command_line_makes_tokens_and_shows_them() {
         assert!(refused.stdout.is_empty());
         assert!(String::from_utf8_lossy(&refused.stderr).contains(word), "{refused:?}");
     }
+}
+
+/// Waits for the event that this detail is of, and says who asked for it.
+async fn actor_of(
+    stream: &mut Streaming<v1::WatchAllocationsResponse>,
+    is: impl Fn(&Detail) -> bool,
+) -> String {
+    let found = async {
+        loop {
+            let message = stream.message().await.unwrap().expect("the stream ended");
+            let Some(v1::watch_allocations_response::Payload::Event(event)) = message.payload else {
+                continue;
+            };
+            if event.detail.as_ref().is_some_and(&is) {
+                return event.actor;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.expect("there is no such event")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_event_says_who_asked_for_it_also_after_a_wait_in_line() {
+    let mut file = CredentialFile::new();
+    let keeper = file.token("keeper", "operator", "");
+    let (first, second) = (file.token("first", "worker", ""), file.token("second", "worker", ""));
+    let (channel, database, _running, _shutdown) = guarded(&file).await;
+    let mut keeper = TokenClient::new(&channel, &keeper);
+    let beginning = v1::WatchAllocationsRequest { from_beginning: true, ..Default::default() };
+    let mut events = keeper.allocator.watch_allocations(beginning.clone()).await.unwrap().into_inner();
+    let request = v1::RegisterServerRequest { server: Some(server("web-1")) };
+    keeper.inventory.register_server(request).await.unwrap();
+    assert_eq!(actor_of(&mut events, |detail| matches!(detail, Detail::ServerChanged(_))).await, "keeper");
+
+    let all = Some(v1::Resources { ram_mb: Some(5000), ..Default::default() });
+    let mut first = TokenClient::new(&channel, &first).allocator;
+    let large = v1::EnsureAllocationRequest { resources: all, ..ensure("shop") };
+    first.ensure_allocation(large).await.unwrap();
+    assert_eq!(actor_of(&mut events, |detail| matches!(detail, Detail::Completed(_))).await, "first");
+
+    // Who waits is served by what another gives back, and asked for it all the same.
+    let wait = Some(pbjson_types::Duration { seconds: 60, nanos: 0 });
+    let waits = v1::EnsureAllocationRequest { resources: all, wait_for_capacity: wait, ..ensure("blog") };
+    let mut second = TokenClient::new(&channel, &second).allocator;
+    let waiting = tokio::spawn(async move { second.ensure_allocation(waits).await });
+    assert_eq!(actor_of(&mut events, |detail| matches!(detail, Detail::Waiting(_))).await, "second");
+    let release = v1::ReleaseAllocationRequest { project_id: "shop".to_owned(), ..Default::default() };
+    first.release_allocation(release).await.unwrap();
+    waiting.await.unwrap().unwrap();
+    assert_eq!(actor_of(&mut events, |detail| matches!(detail, Detail::Released(_))).await, "first");
+    assert_eq!(actor_of(&mut events, |detail| matches!(detail, Detail::Completed(_))).await, "second");
+
+    // What was written is what is read, and people find it by SQL.
+    let mut again = keeper.allocator.watch_allocations(beginning).await.unwrap().into_inner();
+    assert_eq!(actor_of(&mut again, |detail| matches!(detail, Detail::Waiting(_))).await, "second");
+    let actors: Vec<String> =
+        sqlx::query_scalar("SELECT DISTINCT payload ->> 'actor' FROM allocation_events ORDER BY 1")
+            .fetch_all(&database.sql)
+            .await
+            .unwrap();
+    assert_eq!(actors, ["first", "keeper", "second"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_authentication_nobody_is_named() {
+    let mut service = TestService::start().await;
+    service.client.register(server("web-1")).await;
+    service.client.ensure("shop", &[]).await.unwrap();
+    let named: i64 = sqlx::query_scalar("SELECT count(*) FROM allocation_events WHERE payload ? 'actor'")
+        .fetch_one(&service.database.sql)
+        .await
+        .unwrap();
+    assert_eq!(named, 0);
 }

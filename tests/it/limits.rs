@@ -154,7 +154,7 @@ async fn running_out_of_descriptors_is_told_and_gets_over() {
         };
     }
     command.args(["-c", "ulimit -n 48; exec \"$@\"", "sh"]).arg(binary.get_program());
-    command.args(["serve", "--listen", "127.0.0.1:0", "--database-connections", "5"]);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--database-connections", "6"]);
     command.args(["--database-url", database.url()]);
     let service = Ended::start(command);
     let address = service.said.wait_for("listening on ");

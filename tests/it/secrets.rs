@@ -76,7 +76,7 @@ async fn no_secret_is_told_by_a_service_or_its_clients() {
     assert_silent("a client with a malformed token", &all(&refused), &secrets);
     fs::write(file.path(), format!("[[tokens]]\ntoken = '{unknown}'\nname = '{token}'\n")).unwrap();
     service.said.wait_for("credentials changed and make no sense");
-    certificates.write("service.key", &pair.key.replace("END", "NED"));
+    certificates.write("service.key", &pair.key.replace("END", "end"));
     service.said.wait_for("certificates changed and make no sense");
 
     if let Ok(title) = fs::read_to_string(format!("/proc/{}/cmdline", service.pid().as_raw_nonzero())) {

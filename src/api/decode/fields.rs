@@ -112,6 +112,7 @@ pub(super) fn percentages(
 }
 
 /// Whether a character is not seen, or moves those around it: a text with one could look like another.
+#[must_use]
 pub fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

@@ -162,6 +162,7 @@ fn an_operation_spans_as_many_numbers_as_it_has_events() {
             project_id: None,
             server_handle: None,
             request_id: String::new(),
+            actor: String::new(),
             operation,
         };
         assert_eq!(entry.last_sequence(), 40 + events);
@@ -228,6 +229,7 @@ fn a_move_concerns_the_server_that_is_left_and_its_ports_the_new_one_alone() {
         project_id: None,
         server_handle: Some(handle("web-2")),
         request_id: String::new(),
+        actor: String::new(),
         operation: Operation::Relocated(relocated()),
     };
     let concerned = |index| ["web-1", "web-2", "web-3"].map(|name| entry.concerns(index, &handle(name)));

@@ -121,6 +121,8 @@ pub struct Waiter {
     pub request: WaitingRequest,
     /// The request's id in the logs and in the log.
     pub request_id: String,
+    /// Who made the request; empty without authentication.
+    pub actor: String,
     /// The log's number of the operation by which it took its place: the order of the line.
     pub arrival: i64,
     /// The call that waits.
@@ -347,6 +349,7 @@ impl Line {
                 project_id: project.clone(),
                 request: waiting.request.clone(),
                 request_id: entry.request_id.clone(),
+                actor: entry.actor.clone(),
                 arrival: waiting.arrival.unwrap_or(entry.first_sequence),
                 caller: waiting.caller,
                 reason: waiting.reason,

@@ -304,6 +304,7 @@ impl Ledger {
             project_id,
             server_handle,
             request_id: format!("request-{}", self.log.len()),
+            actor: String::new(),
             operation,
         };
         self.fleet.apply(&entry);

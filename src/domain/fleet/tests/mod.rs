@@ -151,7 +151,15 @@ fn usage_of_a_server_that_nobody_knows_is_passed_over() {
 
 fn entry(first_sequence: i64, project_id: Option<ProjectId>, operation: Operation) -> LogEntry {
     let request_id = String::new();
-    LogEntry { first_sequence, event_time: NOW, project_id, server_handle: None, request_id, operation }
+    LogEntry {
+        first_sequence,
+        event_time: NOW,
+        project_id,
+        server_handle: None,
+        request_id,
+        actor: String::new(),
+        operation,
+    }
 }
 
 fn refusal_of(name: &str, reason: Reason, seconds: i64) -> LogEntry {

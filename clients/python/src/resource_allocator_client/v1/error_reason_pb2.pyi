@@ -189,6 +189,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
         { "reason": "MODULE_NOT_FOUND", "metadata": { "project_id": "shop", "module": "api", "modules": "backend, web" } }
     """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 55
+    """RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The caller makes more calls a second than it may.
+
+        { "reason": "RATE_LIMITED", "metadata": { "limit": "100" } }
+    """
     ERROR_REASON_PATH_NOT_FOUND: _ErrorReason.ValueType  # 50
     """NOT_FOUND, CALLER. Over HTTP: nothing is at the path.
 
@@ -371,6 +376,11 @@ ERROR_REASON_MODULE_NOT_FOUND: ErrorReason.ValueType  # 30
 """NOT_FOUND, CALLER. The project has no module of that name; `modules` names those that it has.
 
     { "reason": "MODULE_NOT_FOUND", "metadata": { "project_id": "shop", "module": "api", "modules": "backend, web" } }
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 55
+"""RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The caller makes more calls a second than it may.
+
+    { "reason": "RATE_LIMITED", "metadata": { "limit": "100" } }
 """
 ERROR_REASON_PATH_NOT_FOUND: ErrorReason.ValueType  # 50
 """NOT_FOUND, CALLER. Over HTTP: nothing is at the path.

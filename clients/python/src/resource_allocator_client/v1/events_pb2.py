@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from . import types_pb2 as resourceallocator_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!resourceallocator/v1/events.proto\x12\x14resourceallocator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a resourceallocator/v1/types.proto\"\xd0\x06\n\x0f\x41llocationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x15\n\rserver_handle\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x34\n\trequested\x18\n \x01(\x0b\x32\x1f.resourceallocator.v1.RequestedH\x00\x12\x30\n\x07waiting\x18\x0b \x01(\x0b\x32\x1d.resourceallocator.v1.WaitingH\x00\x12?\n\x0fserver_selected\x18\x0c \x01(\x0b\x32$.resourceallocator.v1.ServerSelectedH\x00\x12=\n\x0eport_allocated\x18\r \x01(\x0b\x32#.resourceallocator.v1.PortAllocatedH\x00\x12\x34\n\tcompleted\x18\x0e \x01(\x0b\x32\x1f.resourceallocator.v1.CompletedH\x00\x12.\n\x06\x66\x61iled\x18\x0f \x01(\x0b\x32\x1c.resourceallocator.v1.FailedH\x00\x12\x32\n\x08released\x18\x10 \x01(\x0b\x32\x1e.resourceallocator.v1.ReleasedH\x00\x12=\n\x0eserver_changed\x18\x11 \x01(\x0b\x32#.resourceallocator.v1.ServerChangedH\x00\x12\x33\n\tleft_line\x18\x15 \x01(\x0b\x32\x1e.resourceallocator.v1.LeftLineH\x00\x12\x34\n\trelocated\x18\x12 \x01(\x0b\x32\x1f.resourceallocator.v1.RelocatedH\x00\x12<\n\x0eport_set_aside\x18\x13 \x01(\x0b\x32\".resourceallocator.v1.PortSetAsideH\x00\x12H\n\x14\x66leet_policy_changed\x18\x14 \x01(\x0b\x32(.resourceallocator.v1.FleetPolicyChangedH\x00\x42\x08\n\x06\x64\x65tail\"\xcd\x02\n\tRequested\x12\x31\n\x07modules\x18\x01 \x03(\x0b\x32 .resourceallocator.v1.ModuleSpec\x12\x32\n\tresources\x18\x02 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x1a\n\rserver_handle\x18\x03 \x01(\tH\x00\x88\x01\x01\x12L\n\x0fserver_selector\x18\x04 \x03(\x0b\x32\x33.resourceallocator.v1.Requested.ServerSelectorEntry\x12\x17\n\nstart_port\x18\x05 \x01(\rH\x01\x88\x01\x01\x1a\x35\n\x13ServerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_server_handleB\r\n\x0b_start_port\"\x85\x01\n\x07Waiting\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\r\x12-\n\tjoin_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x01\n\x08LeftLine\x12\x33\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32$.resourceallocator.v1.LeftLine.Cause\"\\\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41USE_CANCELLED\x10\x01\x12\x12\n\x0e\x43\x41USE_RELEASED\x10\x02\x12\x13\n\x0f\x43\x41USE_SATISFIED\x10\x03\"\xed\x01\n\x0eServerSelected\x12\x15\n\rserver_handle\x18\x01 \x01(\t\x12\x16\n\x0eserver_address\x18\x02 \x01(\t\x12\x39\n\x08strategy\x18\x03 \x01(\x0e\x32\'.resourceallocator.v1.PlacementStrategy\x12\x38\n\x0b\x66ree_before\x18\x04 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\x37\n\nfree_after\x18\x05 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\"E\n\rPortAllocated\x12\x34\n\nallocation\x18\x01 \x01(\x0b\x32 .resourceallocator.v1.Allocation\"\xb7\x01\n\tCompleted\x12\x34\n\x07outcome\x18\x01 \x01(\x0e\x32#.resourceallocator.v1.EnsureOutcome\x12\x18\n\x10\x61llocation_count\x18\x02 \x01(\r\x12)\n\x06waited\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"o\n\x06\x46\x61iled\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x36\n\x0b\x64isposition\x18\x03 \x01(\x0e\x32!.resourceallocator.v1.Disposition\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xd9\x01\n\x08Released\x12\x35\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x19\n\x11placement_removed\x18\x02 \x01(\x08\x12\x33\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32$.resourceallocator.v1.Released.Cause\"F\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41USE_REQUESTED\x10\x01\x12\x11\n\rCAUSE_EXPIRED\x10\x02\"\x8e\x03\n\tRelocated\x12\x1a\n\x12\x66rom_server_handle\x18\x01 \x01(\t\x12\x1b\n\x13\x66rom_server_address\x18\x02 \x01(\t\x12\x18\n\x10to_server_handle\x18\x03 \x01(\t\x12\x19\n\x11to_server_address\x18\x04 \x01(\t\x12\x31\n\x08reserved\x18\x05 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x32\n\x08released\x18\x06 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x39\n\x08strategy\x18\x07 \x01(\x0e\x32\'.resourceallocator.v1.PlacementStrategy\x12\x38\n\x0b\x66ree_before\x18\x08 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\x37\n\nfree_after\x18\t \x01(\x0b\x32#.resourceallocator.v1.FreeResources\"\x7f\n\x0cPortSetAside\x12\x34\n\nallocation\x18\x01 \x01(\x0b\x32 .resourceallocator.v1.Allocation\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"G\n\x12\x46leetPolicyChanged\x12\x31\n\x06policy\x18\x01 \x01(\x0b\x32!.resourceallocator.v1.FleetPolicy\"\x9c\x02\n\rServerChanged\x12;\n\x07\x63hanges\x18\x01 \x03(\x0e\x32*.resourceallocator.v1.ServerChanged.Change\x12,\n\x06server\x18\x02 \x01(\x0b\x32\x1c.resourceallocator.v1.Server\"\x9f\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANGE_REGISTERED\x10\x01\x12\x11\n\rCHANGE_STATUS\x10\x02\x12\x13\n\x0f\x43HANGE_CAPACITY\x10\x03\x12\x12\n\x0e\x43HANGE_UPDATED\x10\x04\x12\x16\n\x12\x43HANGE_USAGE_STALE\x10\x05\x12\x12\n\x0e\x43HANGE_REMOVED\x10\x06\x42\x42\n\x14resourceallocator.v1P\x01Z(resourceallocator/v1;resourceallocatorv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!resourceallocator/v1/events.proto\x12\x14resourceallocator.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a resourceallocator/v1/types.proto\"\xdf\x06\n\x0f\x41llocationEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12.\n\nevent_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x15\n\rserver_handle\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x06 \x01(\t\x12\x34\n\trequested\x18\n \x01(\x0b\x32\x1f.resourceallocator.v1.RequestedH\x00\x12\x30\n\x07waiting\x18\x0b \x01(\x0b\x32\x1d.resourceallocator.v1.WaitingH\x00\x12?\n\x0fserver_selected\x18\x0c \x01(\x0b\x32$.resourceallocator.v1.ServerSelectedH\x00\x12=\n\x0eport_allocated\x18\r \x01(\x0b\x32#.resourceallocator.v1.PortAllocatedH\x00\x12\x34\n\tcompleted\x18\x0e \x01(\x0b\x32\x1f.resourceallocator.v1.CompletedH\x00\x12.\n\x06\x66\x61iled\x18\x0f \x01(\x0b\x32\x1c.resourceallocator.v1.FailedH\x00\x12\x32\n\x08released\x18\x10 \x01(\x0b\x32\x1e.resourceallocator.v1.ReleasedH\x00\x12=\n\x0eserver_changed\x18\x11 \x01(\x0b\x32#.resourceallocator.v1.ServerChangedH\x00\x12\x33\n\tleft_line\x18\x15 \x01(\x0b\x32\x1e.resourceallocator.v1.LeftLineH\x00\x12\x34\n\trelocated\x18\x12 \x01(\x0b\x32\x1f.resourceallocator.v1.RelocatedH\x00\x12<\n\x0eport_set_aside\x18\x13 \x01(\x0b\x32\".resourceallocator.v1.PortSetAsideH\x00\x12H\n\x14\x66leet_policy_changed\x18\x14 \x01(\x0b\x32(.resourceallocator.v1.FleetPolicyChangedH\x00\x42\x08\n\x06\x64\x65tail\"\xcd\x02\n\tRequested\x12\x31\n\x07modules\x18\x01 \x03(\x0b\x32 .resourceallocator.v1.ModuleSpec\x12\x32\n\tresources\x18\x02 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x1a\n\rserver_handle\x18\x03 \x01(\tH\x00\x88\x01\x01\x12L\n\x0fserver_selector\x18\x04 \x03(\x0b\x32\x33.resourceallocator.v1.Requested.ServerSelectorEntry\x12\x17\n\nstart_port\x18\x05 \x01(\rH\x01\x88\x01\x01\x1a\x35\n\x13ServerSelectorEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x10\n\x0e_server_handleB\r\n\x0b_start_port\"\x85\x01\n\x07Waiting\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05place\x18\x02 \x01(\r\x12-\n\tjoin_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x01\n\x08LeftLine\x12\x33\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32$.resourceallocator.v1.LeftLine.Cause\"\\\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41USE_CANCELLED\x10\x01\x12\x12\n\x0e\x43\x41USE_RELEASED\x10\x02\x12\x13\n\x0f\x43\x41USE_SATISFIED\x10\x03\"\xed\x01\n\x0eServerSelected\x12\x15\n\rserver_handle\x18\x01 \x01(\t\x12\x16\n\x0eserver_address\x18\x02 \x01(\t\x12\x39\n\x08strategy\x18\x03 \x01(\x0e\x32\'.resourceallocator.v1.PlacementStrategy\x12\x38\n\x0b\x66ree_before\x18\x04 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\x37\n\nfree_after\x18\x05 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\"E\n\rPortAllocated\x12\x34\n\nallocation\x18\x01 \x01(\x0b\x32 .resourceallocator.v1.Allocation\"\xb7\x01\n\tCompleted\x12\x34\n\x07outcome\x18\x01 \x01(\x0e\x32#.resourceallocator.v1.EnsureOutcome\x12\x18\n\x10\x61llocation_count\x18\x02 \x01(\r\x12)\n\x06waited\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"o\n\x06\x46\x61iled\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x36\n\x0b\x64isposition\x18\x03 \x01(\x0e\x32!.resourceallocator.v1.Disposition\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xd9\x01\n\x08Released\x12\x35\n\x0b\x61llocations\x18\x01 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x19\n\x11placement_removed\x18\x02 \x01(\x08\x12\x33\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32$.resourceallocator.v1.Released.Cause\"F\n\x05\x43\x61use\x12\x15\n\x11\x43\x41USE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41USE_REQUESTED\x10\x01\x12\x11\n\rCAUSE_EXPIRED\x10\x02\"\x8e\x03\n\tRelocated\x12\x1a\n\x12\x66rom_server_handle\x18\x01 \x01(\t\x12\x1b\n\x13\x66rom_server_address\x18\x02 \x01(\t\x12\x18\n\x10to_server_handle\x18\x03 \x01(\t\x12\x19\n\x11to_server_address\x18\x04 \x01(\t\x12\x31\n\x08reserved\x18\x05 \x01(\x0b\x32\x1f.resourceallocator.v1.Resources\x12\x32\n\x08released\x18\x06 \x03(\x0b\x32 .resourceallocator.v1.Allocation\x12\x39\n\x08strategy\x18\x07 \x01(\x0e\x32\'.resourceallocator.v1.PlacementStrategy\x12\x38\n\x0b\x66ree_before\x18\x08 \x01(\x0b\x32#.resourceallocator.v1.FreeResources\x12\x37\n\nfree_after\x18\t \x01(\x0b\x32#.resourceallocator.v1.FreeResources\"\x7f\n\x0cPortSetAside\x12\x34\n\nallocation\x18\x01 \x01(\x0b\x32 .resourceallocator.v1.Allocation\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"G\n\x12\x46leetPolicyChanged\x12\x31\n\x06policy\x18\x01 \x01(\x0b\x32!.resourceallocator.v1.FleetPolicy\"\x9c\x02\n\rServerChanged\x12;\n\x07\x63hanges\x18\x01 \x03(\x0e\x32*.resourceallocator.v1.ServerChanged.Change\x12,\n\x06server\x18\x02 \x01(\x0b\x32\x1c.resourceallocator.v1.Server\"\x9f\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANGE_REGISTERED\x10\x01\x12\x11\n\rCHANGE_STATUS\x10\x02\x12\x13\n\x0f\x43HANGE_CAPACITY\x10\x03\x12\x12\n\x0e\x43HANGE_UPDATED\x10\x04\x12\x16\n\x12\x43HANGE_USAGE_STALE\x10\x05\x12\x12\n\x0e\x43HANGE_REMOVED\x10\x06\x42\x42\n\x14resourceallocator.v1P\x01Z(resourceallocator/v1;resourceallocatorv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,37 +38,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTED_SERVERSELECTORENTRY']._loaded_options = None
   _globals['_REQUESTED_SERVERSELECTORENTRY']._serialized_options = b'8\001'
   _globals['_ALLOCATIONEVENT']._serialized_start=159
-  _globals['_ALLOCATIONEVENT']._serialized_end=1007
-  _globals['_REQUESTED']._serialized_start=1010
-  _globals['_REQUESTED']._serialized_end=1343
-  _globals['_REQUESTED_SERVERSELECTORENTRY']._serialized_start=1257
-  _globals['_REQUESTED_SERVERSELECTORENTRY']._serialized_end=1310
-  _globals['_WAITING']._serialized_start=1346
-  _globals['_WAITING']._serialized_end=1479
-  _globals['_LEFTLINE']._serialized_start=1482
-  _globals['_LEFTLINE']._serialized_end=1639
-  _globals['_LEFTLINE_CAUSE']._serialized_start=1547
-  _globals['_LEFTLINE_CAUSE']._serialized_end=1639
-  _globals['_SERVERSELECTED']._serialized_start=1642
-  _globals['_SERVERSELECTED']._serialized_end=1879
-  _globals['_PORTALLOCATED']._serialized_start=1881
-  _globals['_PORTALLOCATED']._serialized_end=1950
-  _globals['_COMPLETED']._serialized_start=1953
-  _globals['_COMPLETED']._serialized_end=2136
-  _globals['_FAILED']._serialized_start=2138
-  _globals['_FAILED']._serialized_end=2249
-  _globals['_RELEASED']._serialized_start=2252
-  _globals['_RELEASED']._serialized_end=2469
-  _globals['_RELEASED_CAUSE']._serialized_start=2399
-  _globals['_RELEASED_CAUSE']._serialized_end=2469
-  _globals['_RELOCATED']._serialized_start=2472
-  _globals['_RELOCATED']._serialized_end=2870
-  _globals['_PORTSETASIDE']._serialized_start=2872
-  _globals['_PORTSETASIDE']._serialized_end=2999
-  _globals['_FLEETPOLICYCHANGED']._serialized_start=3001
-  _globals['_FLEETPOLICYCHANGED']._serialized_end=3072
-  _globals['_SERVERCHANGED']._serialized_start=3075
-  _globals['_SERVERCHANGED']._serialized_end=3359
-  _globals['_SERVERCHANGED_CHANGE']._serialized_start=3200
-  _globals['_SERVERCHANGED_CHANGE']._serialized_end=3359
+  _globals['_ALLOCATIONEVENT']._serialized_end=1022
+  _globals['_REQUESTED']._serialized_start=1025
+  _globals['_REQUESTED']._serialized_end=1358
+  _globals['_REQUESTED_SERVERSELECTORENTRY']._serialized_start=1272
+  _globals['_REQUESTED_SERVERSELECTORENTRY']._serialized_end=1325
+  _globals['_WAITING']._serialized_start=1361
+  _globals['_WAITING']._serialized_end=1494
+  _globals['_LEFTLINE']._serialized_start=1497
+  _globals['_LEFTLINE']._serialized_end=1654
+  _globals['_LEFTLINE_CAUSE']._serialized_start=1562
+  _globals['_LEFTLINE_CAUSE']._serialized_end=1654
+  _globals['_SERVERSELECTED']._serialized_start=1657
+  _globals['_SERVERSELECTED']._serialized_end=1894
+  _globals['_PORTALLOCATED']._serialized_start=1896
+  _globals['_PORTALLOCATED']._serialized_end=1965
+  _globals['_COMPLETED']._serialized_start=1968
+  _globals['_COMPLETED']._serialized_end=2151
+  _globals['_FAILED']._serialized_start=2153
+  _globals['_FAILED']._serialized_end=2264
+  _globals['_RELEASED']._serialized_start=2267
+  _globals['_RELEASED']._serialized_end=2484
+  _globals['_RELEASED_CAUSE']._serialized_start=2414
+  _globals['_RELEASED_CAUSE']._serialized_end=2484
+  _globals['_RELOCATED']._serialized_start=2487
+  _globals['_RELOCATED']._serialized_end=2885
+  _globals['_PORTSETASIDE']._serialized_start=2887
+  _globals['_PORTSETASIDE']._serialized_end=3014
+  _globals['_FLEETPOLICYCHANGED']._serialized_start=3016
+  _globals['_FLEETPOLICYCHANGED']._serialized_end=3087
+  _globals['_SERVERCHANGED']._serialized_start=3090
+  _globals['_SERVERCHANGED']._serialized_end=3374
+  _globals['_SERVERCHANGED_CHANGE']._serialized_start=3215
+  _globals['_SERVERCHANGED_CHANGE']._serialized_end=3374
 # @@protoc_insertion_point(module_scope)

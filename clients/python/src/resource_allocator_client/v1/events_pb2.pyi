@@ -33,6 +33,7 @@ class AllocationEvent(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     SERVER_HANDLE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
     REQUESTED_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
     SERVER_SELECTED_FIELD_NUMBER: _builtins.int
@@ -53,6 +54,8 @@ class AllocationEvent(_message.Message):
     """The server that the event is about; empty where none was chosen."""
     request_id: _builtins.str
     """The request that caused it, as in the service's logs."""
+    actor: _builtins.str
+    """Who made that request: the name of its token or certificate. Empty without authentication, and for what nobody asked for."""
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When the operation was decided, by the database's clock."""
@@ -113,6 +116,7 @@ class AllocationEvent(_message.Message):
         project_id: _builtins.str = ...,
         server_handle: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        actor: _builtins.str = ...,
         requested: Global___Requested | None = ...,
         waiting: Global___Waiting | None = ...,
         server_selected: Global___ServerSelected | None = ...,
@@ -128,7 +132,7 @@ class AllocationEvent(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "fleet_policy_changed", b"fleet_policy_changed", "left_line", b"left_line", "port_allocated", b"port_allocated", "port_set_aside", b"port_set_aside", "released", b"released", "relocated", b"relocated", "requested", b"requested", "server_changed", b"server_changed", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "fleet_policy_changed", b"fleet_policy_changed", "left_line", b"left_line", "port_allocated", b"port_allocated", "port_set_aside", b"port_set_aside", "project_id", b"project_id", "released", b"released", "relocated", b"relocated", "request_id", b"request_id", "requested", b"requested", "sequence", b"sequence", "server_changed", b"server_changed", "server_handle", b"server_handle", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "completed", b"completed", "detail", b"detail", "event_time", b"event_time", "failed", b"failed", "fleet_policy_changed", b"fleet_policy_changed", "left_line", b"left_line", "port_allocated", b"port_allocated", "port_set_aside", b"port_set_aside", "project_id", b"project_id", "released", b"released", "relocated", b"relocated", "request_id", b"request_id", "requested", b"requested", "sequence", b"sequence", "server_changed", b"server_changed", "server_handle", b"server_handle", "server_selected", b"server_selected", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_detail: _TypeAlias = _typing.Literal["requested", "waiting", "server_selected", "port_allocated", "completed", "failed", "released", "server_changed", "left_line", "relocated", "port_set_aside", "fleet_policy_changed"]  # noqa: Y015
     _WhichOneofArgType_detail: _TypeAlias = _typing.Literal["detail", b"detail"]  # noqa: Y015
