@@ -55,7 +55,7 @@ impl Api {
         if request.label.chars().count() > 512 || request.label.chars().any(decode::is_hidden) {
             fields.refuse(
                 "label",
-                "must be `key=value` or `key`, at most 512 characters, none of them a control character",
+                "must be `key=value` or `key`, at most 512 characters, none of them hidden or a control character",
             );
         }
         let filter_key =

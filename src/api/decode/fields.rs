@@ -122,7 +122,7 @@ pub fn is_hidden(c: char) -> bool {
 /// Text for people.
 pub(super) fn short_text(fields: &mut Fields, field: &str, text: &str) {
     if text.chars().count() > 255 || text.chars().any(is_hidden) {
-        fields.refuse(field, "must be at most 255 characters, none of them a control character");
+        fields.refuse(field, "must be at most 255 characters, none of them hidden or a control character");
     }
 }
 
@@ -140,7 +140,8 @@ pub(super) fn labels(
             fields.refuse(format!("{field}[{}]", told(key)), format!("the key {error}"));
         }
         if value.chars().count() > 255 || value.chars().any(is_hidden) {
-            let problem = "the value must be at most 255 characters, none of them a control character";
+            let problem =
+                "the value must be at most 255 characters, none of them hidden or a control character";
             fields.refuse(format!("{field}[{}]", told(key)), problem);
         }
     }
