@@ -40,7 +40,7 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         try:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 cwd=folder,
                 env=passed_on | dict(environment) | {MARK: mark},
@@ -53,6 +53,21 @@ def start(
         except OSError as error:
             message = f"cannot start `{' '.join(command)}` in {folder}: {error.strerror}"
             raise PipelineError("CANNOT_START", Disposition.CALLER, message, command=command[0]) from error
+    _await_mark(process.pid, mark)
+    return process
+
+
+def _await_mark(pid: int, mark: str) -> None:
+    """Waits until a process that was just started can be found: for an instant the system shows its environment as empty."""
+    until = time.monotonic() + GRACE_S
+    while time.monotonic() < until:
+        try:
+            if psutil.Process(pid).environ().get(MARK) == mark:
+                return
+        except (psutil.Error, OSError):
+            # It ended already.
+            return
+        time.sleep(_PAUSE_S / 50)
 
 
 def find(mark: str) -> list[psutil.Process]:
