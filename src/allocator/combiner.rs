@@ -259,14 +259,14 @@ impl Combiner {
         inventory::tell_unlogged(&mut journal, replica);
         inventory::take_usage(conn, replica, pool, batch, &mut answers).await?;
         for (job, slot) in batch.iter().zip(&mut answers) {
-            journal.act_for(Arc::clone(&job.actor));
+            journal.act_for(Arc::clone(&job.call.actor));
             if let Some(answer) = inventory::write(conn, &mut journal, replica, job, &context).await? {
                 *slot = Some(answer);
             }
         }
         let fleet = replica.fleet_mut();
         for (job, slot) in batch.iter().zip(&mut answers) {
-            journal.act_for(Arc::clone(&job.actor));
+            journal.act_for(Arc::clone(&job.call.actor));
             match &job.request {
                 Request::Release(request) => {
                     let answer = ensure::release(
@@ -290,7 +290,7 @@ impl Combiner {
         // What was given back is for those who wait, before anyone who comes now.
         line::settle(conn, &mut journal, fleet, &context).await?;
         for (job, slot) in batch.iter().zip(&mut answers) {
-            journal.act_for(Arc::clone(&job.actor));
+            journal.act_for(Arc::clone(&job.call.actor));
             match &job.request {
                 Request::Ensure(request) => {
                     let answer = ensure::ensure(&mut journal, fleet, request, &job.request_id, &context);

@@ -1,12 +1,10 @@
 //! What waits in the combiner's queue, and what is answered once it is committed.
 
-use std::sync::Arc;
-
 use time::OffsetDateTime;
 use tokio::{sync::oneshot, time::Instant};
 use uuid::Uuid;
 
-use super::{Error, line::WaitRequest};
+use super::{Error, call::Call, line::WaitRequest};
 use crate::{
     domain::{
         Allocation, Project, ProjectId, Reason, ServerHandle,
@@ -23,12 +21,10 @@ use crate::{
 pub struct Job {
     /// The request's id in the logs and in the log.
     pub request_id: String,
-    /// Who asks; empty where nobody says so.
-    pub actor: Arc<str>,
+    /// Who asks, and until when they wait.
+    pub call: Call,
     /// What is asked for.
     pub request: Request,
-    /// Until when the caller waits; none where it did not say.
-    pub deadline: Option<Instant>,
     /// Since when it waits.
     pub since: Instant,
     /// Where the answer goes.
@@ -36,10 +32,17 @@ pub struct Job {
 }
 
 impl Job {
+    /// A request of the call at hand that waits from now on, and where its answer comes.
+    #[must_use]
+    pub fn new(request_id: String, request: Request) -> (Self, oneshot::Receiver<Result<Answer, Error>>) {
+        let (reply, answer) = oneshot::channel();
+        (Self { request_id, call: Call::current(), request, since: Instant::now(), reply }, answer)
+    }
+
     /// Whether nobody waits for the answer any more: the caller hung up, or its deadline has passed.
     #[must_use]
     pub fn is_given_up(&self, now: Instant) -> bool {
-        self.reply.is_closed() || self.deadline.is_some_and(|deadline| deadline <= now)
+        self.reply.is_closed() || self.call.deadline.is_some_and(|deadline| deadline <= now)
     }
 }
 

@@ -2,15 +2,11 @@
 
 use std::collections::HashMap;
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
-};
+use tokio::sync::mpsc;
 
 use super::{
-    Allocator, Error, actor,
+    Allocator, Error,
     command::{Answer, EnsureAnswer, Job, Outcome, Request},
-    deadline,
 };
 use crate::{domain::request::EnsureRequest, store::placements};
 
@@ -83,13 +79,10 @@ impl Allocator {
             mpsc::error::TrySendError::Full(()) => Error::Overloaded { limit: self.options.queue_limit },
             mpsc::error::TrySendError::Closed(()) => Error::ShuttingDown,
         })?;
-        let (deadline, since) = (deadline::current(), Instant::now());
         let mut waiting = Vec::with_capacity(step.len());
         for (place, request) in places.zip(step) {
-            let (reply, answer) = oneshot::channel();
-            let request = Request::Ensure(request);
-            let (request_id, actor) = (request_id.to_owned(), actor::current());
-            place.send(Job { request_id, actor, request, deadline, since, reply });
+            let (job, answer) = Job::new(request_id.to_owned(), Request::Ensure(request));
+            place.send(job);
             waiting.push(answer);
         }
         let mut answers = Vec::with_capacity(waiting.len());

@@ -3,10 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::{RwLock, mpsc, oneshot},
-    time::Instant,
-};
+use tokio::sync::{RwLock, mpsc};
 
 use super::{
     AllocatorOptions, Error,
@@ -56,15 +53,7 @@ impl Housekeeper {
                 || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))
         };
         let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(()) };
-        let (reply, answer) = oneshot::channel();
-        let job = Job {
-            request_id: "housekeeping".to_owned(),
-            actor: Arc::default(),
-            request: Request::Housekeep,
-            deadline: None,
-            since: Instant::now(),
-            reply,
-        };
+        let (job, answer) = Job::new("housekeeping".to_owned(), Request::Housekeep);
         if queue.try_send(job).is_ok() {
             drop(queue);
             answer.await.map_err(|_| Error::ShuttingDown)??;

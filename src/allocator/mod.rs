@@ -2,11 +2,10 @@
 //!
 //! Writes go through the `combiner`, reads of single projects through the `reader`; other reads are one snapshot each.
 
-pub mod actor;
 pub mod audit;
+mod call;
 pub mod combiner;
 pub mod command;
-pub mod deadline;
 mod ensure;
 mod ensure_all;
 mod error;
@@ -30,11 +29,11 @@ mod waiting;
 use std::sync::Arc;
 
 use tokio::{
-    sync::{RwLock, RwLockReadGuard, mpsc, oneshot, watch},
+    sync::{RwLock, RwLockReadGuard, mpsc, watch},
     task::JoinSet,
-    time::Instant,
 };
 
+pub use self::{call::Call, error::Error, listed::Listed, options::AllocatorOptions};
 use self::{
     combiner::Combiner,
     command::{Answer, EnsureAnswer, Job, Outcome, ProjectView, ReleaseAnswer, Request},
@@ -44,7 +43,6 @@ use self::{
     replica::Replica,
     upkeep::Upkeep,
 };
-pub use self::{error::Error, listed::Listed, options::AllocatorOptions};
 use crate::{
     domain::{
         Project, ProjectId, ServerHandle,
@@ -372,10 +370,7 @@ impl Allocator {
         request: Request,
         request_id: String,
     ) -> impl Future<Output = Result<Answer, Error>> + Send + use<> {
-        let (reply, answer) = oneshot::channel();
-        let deadline = deadline::current();
-        let (actor, since) = (actor::current(), Instant::now());
-        let job = Job { request_id, actor, request, deadline, since, reply };
+        let (job, answer) = Job::new(request_id, request);
         let queued = self.queue.try_send(job).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded { limit: self.options.queue_limit },
             mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,

@@ -1,11 +1,11 @@
 //! A call that waits in line. Its place is in the database: whichever replica settles the line serves it, and this one reads in
 //! the log what came of it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_stream::StreamExt as _;
@@ -265,15 +265,7 @@ impl Drop for Stay {
             for _ in 0..LEAVE_TRIES {
                 let request = Request::Leave { project_id: project_id.clone(), caller };
                 let left = async {
-                    let (reply, answer) = oneshot::channel();
-                    let job = Job {
-                        request_id: request_id.clone(),
-                        actor: Arc::default(),
-                        request,
-                        deadline: None,
-                        since: Instant::now(),
-                        reply,
-                    };
+                    let (job, answer) = Job::new(request_id.clone(), request);
                     queue.upgrade()?.send(job).await.ok()?;
                     answer.await.ok()?.ok()
                 };

@@ -36,7 +36,7 @@ use self::{
     watch::WatchResponses,
 };
 use crate::{
-    allocator::{self, Allocator},
+    allocator::{Allocator, Call},
     auth::{AboutProjects, Caller, Denied},
     domain::request::Strategy,
     events::Hub,
@@ -93,9 +93,8 @@ impl Api {
             .ok_or(Denied::NoCredentials)
             .and_then(|caller| caller.may_ask_about(request.get_ref().about()).map(|()| caller.name().into()))
             .map_err(|denied| self.refuse(&denied.into(), &request_id))?;
-        let deadline = deadline::of(&request);
-        let work = work(self, request.into_inner(), request_id.clone());
-        let answer = allocator::actor::with(actor, allocator::deadline::with(deadline, work)).await;
+        let call = Call { actor, deadline: deadline::of(&request) };
+        let answer = call.serve(work(self, request.into_inner(), request_id.clone())).await;
         answer.map(Response::new).map_err(|error| self.refuse(&error, &request_id))
     }
 
