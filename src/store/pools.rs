@@ -78,25 +78,35 @@ impl From<Row> for PoolState {
     }
 }
 
+/// Hands the columns of [`Row`], but the time, to the macro of a statement: they are listed once.
+macro_rules! with_pool_columns {
+    ($statement:ident) => {
+        $statement!(
+            "epoch, last_sequence, compacted_sequence, inventory_revision, edit_count, \
+             default_headroom_cpu_millis, default_headroom_ram_mb, default_headroom_disk_mb, \
+             default_headroom_cpu_percent, default_headroom_ram_percent, default_headroom_disk_percent, \
+             overcommit_cpu_percent, overcommit_ram_percent, overcommit_disk_percent"
+        )
+    };
+}
+pub(super) use with_pool_columns;
+
+macro_rules! select_pool {
+    ($columns:tt) => {
+        sqlx::query_as!(
+            Row,
+            "SELECT " + $columns + r#", clock_timestamp() AS "now!" FROM pools WHERE pool_id = $1"#,
+            DEFAULT_POOL
+        )
+    };
+}
+
 /// Reads where the pool stands.
 ///
 /// # Errors
 /// [`StoreError::Unavailable`].
 pub async fn find(conn: &mut PgConnection) -> Result<PoolState, StoreError> {
-    let row = sqlx::query_as!(
-        Row,
-        r#"
-        SELECT epoch, last_sequence, compacted_sequence, inventory_revision, edit_count,
-               default_headroom_cpu_millis, default_headroom_ram_mb, default_headroom_disk_mb,
-               default_headroom_cpu_percent, default_headroom_ram_percent, default_headroom_disk_percent,
-               overcommit_cpu_percent, overcommit_ram_percent, overcommit_disk_percent, clock_timestamp() AS "now!"
-        FROM pools WHERE pool_id = $1
-        "#,
-        DEFAULT_POOL
-    )
-    .fetch_one(conn)
-    .await?;
-    Ok(row.into())
+    Ok(with_pool_columns!(select_pool).fetch_one(conn).await?.into())
 }
 
 /// Writes the policy; the schema derives each server's budget from it, and stamps the servers.

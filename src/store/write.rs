@@ -6,7 +6,7 @@ use sqlx::{Executor as _, FromRow as _, PgConnection, Postgres, pool::PoolConnec
 
 use super::{
     StoreError,
-    pools::{self, PoolState},
+    pools::{self, PoolState, with_pool_columns},
 };
 
 /// How long a transaction that writes may wait for a lock, run a statement, and sit idle. They are the fence: a replica that
@@ -24,16 +24,20 @@ macro_rules! begin {
 /// Begins a transaction that writes beside the combiner.
 pub(super) const BEGIN_UPKEEP: &str = begin!();
 
+macro_rules! begin_and_lock {
+    ($columns:tt) => {
+        concat!(
+            begin!(),
+            "; SELECT ",
+            $columns,
+            ", clock_timestamp() AS now FROM pools WHERE pool_id = 1 FOR UPDATE"
+        )
+    };
+}
+
 /// Begins a transaction of the combiner and waits for the default pool's row. Statements that are sent together cannot have
 /// parameters.
-const BEGIN_AND_LOCK: &str = concat!(
-    begin!(),
-    "; SELECT epoch, last_sequence, compacted_sequence, inventory_revision, edit_count, \
-           default_headroom_cpu_millis, default_headroom_ram_mb, default_headroom_disk_mb, \
-           default_headroom_cpu_percent, default_headroom_ram_percent, default_headroom_disk_percent, \
-           overcommit_cpu_percent, overcommit_ram_percent, overcommit_disk_percent, clock_timestamp() AS now \
-       FROM pools WHERE pool_id = 1 FOR UPDATE"
-);
+const BEGIN_AND_LOCK: &str = with_pool_columns!(begin_and_lock);
 
 /// A transaction that holds the pool's row. Unless it is committed, its connection is closed when that is dropped, and Postgres
 /// rolls it back: also where whoever ran it gave up in the middle of a statement.
