@@ -10,6 +10,7 @@ pub mod error;
 pub mod events;
 pub mod hints;
 pub mod leases;
+mod migrations;
 pub mod placements;
 pub mod pools;
 pub mod ports;
@@ -21,17 +22,13 @@ mod write;
 use std::time::Duration;
 
 use sqlx::{
-    ConnectOptions as _, Connection as _, Executor as _, PgConnection, PgPool, Postgres, Transaction,
-    migrate::{MigrateError, Migrator},
+    ConnectOptions as _, Executor as _, PgConnection, PgPool, Postgres, Transaction,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
 use self::hints::HintListener;
-pub use self::{error::StoreError, write::WriteTransaction};
-
-/// The migrations of this release.
-pub static MIGRATOR: Migrator = sqlx::migrate!();
+pub use self::{error::StoreError, migrations::MIGRATOR, write::WriteTransaction};
 
 /// Every statement of ours that is run often has its index. A plan that was cached while a table was small, or before its
 /// statistics were gathered, would scan the table all the same, and go on to while it grows.
@@ -47,9 +44,6 @@ const READ_ROWS_AGAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL work_me
 
 const BEGIN_SNAPSHOT: &str =
     "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'";
-
-/// How long a start tries once more to learn why the database cannot be reached.
-const LAST_TRY: Duration = Duration::from_secs(3);
 
 /// Prepares a transaction for reading whole tables, or for what it did before.
 ///
@@ -127,77 +121,6 @@ impl Store {
             tailer: pool(1, false, PREFER_INDEXES),
             health: pool(1, false, PREFER_INDEXES),
         }
-    }
-
-    /// Applies what is missing of this release's migrations. Replicas that start at once wait for each other.
-    ///
-    /// # Errors
-    /// [`MigrateError`], of which `VersionMissing` says that a newer release migrated this database.
-    pub async fn migrate(&self) -> Result<(), MigrateError> {
-        match MIGRATOR.run(&self.shared).await {
-            // The pool, which tried until its time was over, does not say what it met.
-            Err(MigrateError::Execute(sqlx::Error::PoolTimedOut)) => {
-                let options = self.shared.connect_options();
-                match tokio::time::timeout(LAST_TRY, PgConnection::connect_with(&options)).await {
-                    Ok(Ok(mut conn)) => MIGRATOR.run(&mut conn).await,
-                    Ok(Err(error)) => Err(MigrateError::Execute(error)),
-                    Err(_) => Err(MigrateError::Execute(sqlx::Error::PoolTimedOut)),
-                }
-            }
-            result => result,
-        }
-    }
-
-    /// The migrations of this release that were not applied, in their order; changes nothing.
-    ///
-    /// # Errors
-    /// [`MigrateError`], as [`Self::migrate`] has it.
-    pub async fn missing_migrations(&self) -> Result<Vec<i64>, MigrateError> {
-        let options = self.shared.connect_options();
-        let connecting = tokio::time::timeout(LAST_TRY, PgConnection::connect_with(&options));
-        let mut conn = connecting.await.map_err(|_| sqlx::Error::PoolTimedOut)??;
-        let applied: Vec<(i64, Vec<u8>, bool)> =
-            match sqlx::query_as("SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version")
-                .fetch_all(&mut conn)
-                .await
-            {
-                // There is no such table before the first one.
-                Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42P01") => Vec::new(),
-                applied => applied?,
-            };
-        for (version, checksum, success) in &applied {
-            let ours = MIGRATOR.iter().find(|migration| migration.version == *version);
-            match ours {
-                None => return Err(MigrateError::VersionMissing(*version)),
-                Some(ours) if *ours.checksum != **checksum => {
-                    return Err(MigrateError::VersionMismatch(*version));
-                }
-                Some(_) if !success => return Err(MigrateError::Dirty(*version)),
-                Some(_) => {}
-            }
-        }
-        let is_applied = |version| applied.iter().any(|(applied, ..)| *applied == version);
-        Ok(MIGRATOR
-            .iter()
-            .map(|migration| migration.version)
-            .filter(|version| !is_applied(*version))
-            .collect())
-    }
-
-    /// The newest migration that was applied; none where none was.
-    ///
-    /// # Errors
-    /// [`StoreError::Unavailable`] when the database does not answer.
-    pub async fn newest_migration(&self) -> Result<Option<i64>, StoreError> {
-        // The table is sqlx's own, and not there before the first migration.
-        let known: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-            .fetch_one(&self.shared)
-            .await?;
-        if !known {
-            return Ok(None);
-        }
-        let newest = sqlx::query_scalar("SELECT max(version) FROM _sqlx_migrations WHERE success");
-        Ok(newest.fetch_one(&self.shared).await?)
     }
 
     /// Whether the database answers.

@@ -1,0 +1,94 @@
+//! The schema: this release's migrations, and which of them were applied.
+
+use std::time::Duration;
+
+use sqlx::{
+    Connection as _, PgConnection,
+    migrate::{MigrateError, Migrator},
+};
+
+use super::{Store, StoreError};
+
+/// The migrations of this release.
+pub static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// How long a start tries once more to learn why the database cannot be reached.
+const LAST_TRY: Duration = Duration::from_secs(3);
+
+/// A migration that was applied, as sqlx notes it.
+#[derive(sqlx::FromRow)]
+struct Applied {
+    version: i64,
+    checksum: Vec<u8>,
+    success: bool,
+}
+
+impl Store {
+    /// Applies what is missing of this release's migrations. Replicas that start at once wait for each other.
+    ///
+    /// # Errors
+    /// [`MigrateError`], of which `VersionMissing` says that a newer release migrated this database.
+    pub async fn migrate(&self) -> Result<(), MigrateError> {
+        match MIGRATOR.run(&self.shared).await {
+            // The pool, which tried until its time was over, does not say what it met.
+            Err(MigrateError::Execute(sqlx::Error::PoolTimedOut)) => {
+                MIGRATOR.run(&mut self.connect_past_the_pool().await?).await
+            }
+            result => result,
+        }
+    }
+
+    /// The migrations of this release that were not applied, in their order; changes nothing.
+    ///
+    /// # Errors
+    /// [`MigrateError`], as [`Self::migrate`] has it.
+    pub async fn missing_migrations(&self) -> Result<Vec<i64>, MigrateError> {
+        let applied = list_applied(&mut self.connect_past_the_pool().await?).await?;
+        for Applied { version, checksum, success } in &applied {
+            let ours = MIGRATOR.iter().find(|migration| migration.version == *version);
+            match ours {
+                None => return Err(MigrateError::VersionMissing(*version)),
+                Some(ours) if *ours.checksum != **checksum => {
+                    return Err(MigrateError::VersionMismatch(*version));
+                }
+                Some(_) if !success => return Err(MigrateError::Dirty(*version)),
+                Some(_) => {}
+            }
+        }
+        let is_applied = |version| applied.iter().any(|applied| applied.version == version);
+        Ok(MIGRATOR
+            .iter()
+            .map(|migration| migration.version)
+            .filter(|version| !is_applied(*version))
+            .collect())
+    }
+
+    /// The newest migration that was applied; none where none was.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the database does not answer.
+    pub async fn newest_migration(&self) -> Result<Option<i64>, StoreError> {
+        let applied = list_applied(&mut *self.shared.acquire().await?).await?;
+        Ok(applied.iter().filter(|applied| applied.success).map(|applied| applied.version).max())
+    }
+
+    async fn connect_past_the_pool(&self) -> Result<PgConnection, sqlx::Error> {
+        let options = self.shared.connect_options();
+        let connecting = tokio::time::timeout(LAST_TRY, PgConnection::connect_with(&options));
+        connecting.await.map_err(|_| sqlx::Error::PoolTimedOut)?
+    }
+}
+
+/// Every migration that was applied, in their order.
+async fn list_applied(conn: &mut PgConnection) -> Result<Vec<Applied>, sqlx::Error> {
+    // The table is sqlx's own, and not there before the first migration.
+    let known: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+        .fetch_one(&mut *conn)
+        .await?;
+    if !known {
+        return Ok(Vec::new());
+    }
+    sqlx::query_as("SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version")
+        .fetch_all(conn)
+        .await
+}
