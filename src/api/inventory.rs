@@ -52,7 +52,7 @@ impl Api {
         let mut fields = decode::Fields::default();
         let page_size = decode::page_size(&mut fields, request.page_size);
         let status = decode::status_filter(&mut fields, request.status);
-        if request.label.chars().count() > 512 || request.label.chars().any(decode::is_hidden) {
+        if !decode::is_legible(&request.label, 512) {
             fields.refuse(
                 "label",
                 "must be `key=value` or `key`, at most 512 characters, none of them hidden or a control character",

@@ -119,9 +119,15 @@ pub fn is_hidden(c: char) -> bool {
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
+/// Whether a text has at most so many characters, none of them hidden.
+#[must_use]
+pub fn is_legible(text: &str, most: usize) -> bool {
+    text.chars().count() <= most && !text.chars().any(is_hidden)
+}
+
 /// Text for people.
 pub(super) fn short_text(fields: &mut Fields, field: &str, text: &str) {
-    if text.chars().count() > 255 || text.chars().any(is_hidden) {
+    if !is_legible(text, 255) {
         fields.refuse(field, "must be at most 255 characters, none of them hidden or a control character");
     }
 }
@@ -139,7 +145,7 @@ pub(super) fn labels(
         if let Err(error) = check_name(key, 63, "._/-") {
             fields.refuse(format!("{field}[{}]", told(key)), format!("the key {error}"));
         }
-        if value.chars().count() > 255 || value.chars().any(is_hidden) {
+        if !is_legible(value, 255) {
             let problem =
                 "the value must be at most 255 characters, none of them hidden or a control character";
             fields.refuse(format!("{field}[{}]", told(key)), problem);

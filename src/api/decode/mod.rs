@@ -11,7 +11,7 @@ use std::fmt::Display;
 
 pub use self::{
     allocations::{ensure, find, page_size, port_in_use, release, relocate},
-    fields::{handle, is_hidden, project_id, told},
+    fields::{handle, is_hidden, is_legible, project_id, told},
     fleet::{drain, policy},
     inventory::{etag, register, source, status_filter, sync, update, usage},
 };
