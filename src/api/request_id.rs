@@ -73,7 +73,8 @@ where
             .filter(|id| check_name(id, MAX_LENGTH, "._:/-").is_ok())
             .map_or_else(new, ToOwned::to_owned);
         request.extensions_mut().insert(RequestId(id.clone()));
-        let path = request.uri().path().to_owned();
+        let path = request.uri().path();
+        let method = rpc_metrics::find(path);
         let span = tracing::info_span!("rpc", method = path, request_id = id, actor = tracing::field::Empty);
         let future = self.inner.call(request);
         let answer = async move {
@@ -84,7 +85,9 @@ where
                 response.headers_mut().insert(HEADER, value);
             }
             let duration = start.elapsed();
-            rpc_metrics::count(&path, &response, duration);
+            if let Some(method) = method {
+                rpc_metrics::count(method, &response, duration);
+            }
             let status = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
             let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
             let http_status = response.status().as_u16();

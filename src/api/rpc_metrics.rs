@@ -22,12 +22,23 @@ static METHODS: LazyLock<HashMap<String, (String, String)>> = LazyLock::new(|| {
     methods.collect()
 });
 
-/// Counts an answer to a call of one of our methods.
-pub fn count(path: &str, response: &Response<Body>, duration: Duration) {
-    let Some((service, method)) = METHODS.get(path) else { return };
+/// A method of one of our services.
+#[derive(Debug, Clone, Copy)]
+pub struct Method {
+    service: &'static str,
+    method: &'static str,
+}
+
+/// The method at a path; none where there is none of ours.
+pub fn find(path: &str) -> Option<Method> {
+    METHODS.get(path).map(|(service, method)| Method { service, method })
+}
+
+/// Counts an answer to a call of a method.
+pub fn count(Method { service, method }: Method, response: &Response<Body>, duration: Duration) {
     metrics::counter!("allocator_rpc_requests_total",
-        "service" => service.as_str(), "method" => method.as_str(), "code" => code_of(response.headers()))
+        "service" => service, "method" => method, "code" => code_of(response.headers()))
     .increment(1);
-    metrics::histogram!("allocator_rpc_duration_seconds", "service" => service.as_str(), "method" => method.as_str())
+    metrics::histogram!("allocator_rpc_duration_seconds", "service" => service, "method" => method)
         .record(duration);
 }
