@@ -99,8 +99,8 @@ impl RunningServer {
 /// # Errors
 /// What stands in its way, in one line.
 pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result<RunningServer> {
-    refuse_exposure(&options)?;
     let clients_show_certificates = options.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    refuse_exposure(&options, clients_show_certificates)?;
     let gate = Gate::new(options.auth_tokens, clients_show_certificates);
     let gate = gate.context("cannot take the credentials of --auth-tokens")?;
     let certificates = options.tls.map(Certificates::follow).transpose().context("cannot speak TLS")?;
@@ -221,13 +221,13 @@ fn limited(limits: &ConnectionLimits) -> Server {
 }
 
 /// Whoever reaches a port that is not loopback's must show who they are, and must not be overheard (L38).
-fn refuse_exposure(options: &ServerOptions) -> anyhow::Result<()> {
-    let listens = [Some(options.listen), options.metrics_listen].into_iter().flatten();
-    let Some(exposed) = listens.into_iter().find(|address| !address.ip().is_loopback()) else {
+fn refuse_exposure(options: &ServerOptions, clients_show_certificates: bool) -> anyhow::Result<()> {
+    let mut listens = [Some(options.listen), options.metrics_listen].into_iter().flatten();
+    let Some(exposed) = listens.find(|address| !address.ip().is_loopback()) else {
         return Ok(());
     };
-    let certificates = options.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-    let missing = match (options.tls.is_some(), options.auth_tokens.is_some() || certificates) {
+    let authenticates = options.auth_tokens.is_some() || clients_show_certificates;
+    let missing = match (options.tls.is_some(), authenticates) {
         _ if options.insecure_allow_remote => return Ok(()),
         (true, true) => return Ok(()),
         (true, false) => "there is no authentication (--auth-tokens or --tls-client-ca)",
