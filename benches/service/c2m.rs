@@ -17,9 +17,10 @@ use tonic::transport::Channel;
 use crate::{
     Result,
     load::{self, Client, rate},
-    place::{Place, Replica},
+    place::{Place, peak_memory_mib},
     plot::{Plot, Series},
     report::{Report, Table, thousands},
+    support::Replica,
 };
 
 const PROJECTS: u64 = 2_000_000;
@@ -111,7 +112,7 @@ fn run(place: &Place, projects: u64, bulk: bool) -> Result<Run> {
         &["INSERT INTO servers (handle, address, capacity_cpu_millis, capacity_ram_mb, capacity_disk_mb)
          SELECT 'server-' || n, '192.0.2.1', 64000, 340 * 512, 340 * 1024 FROM generate_series(0, 6099) n"],
     )?;
-    let replica = Replica::start(&database, &[])?;
+    let replica = Replica::start(&database.url, &[])?;
     let callers = if bulk { BULK_CALLERS } else { CALLERS };
     let channels = load::connect(place, &[&replica.endpoint], callers)?;
     let (next, placed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -160,7 +161,7 @@ fn run(place: &Place, projects: u64, bulk: bool) -> Result<Run> {
     }
     let allocations = place.figure(&database, "SELECT count(*) FROM port_allocations")?;
     let bytes = place.figure(&database, "SELECT pg_database_size(current_database())")?;
-    let service_mib = Replica::peak_memory_mib(&replica);
+    let service_mib = peak_memory_mib(&replica);
     drop(replica);
     place.drop(&database)?;
     #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^52")]

@@ -3,8 +3,9 @@
 use crate::{
     ROUNDS, Result,
     load::{self, NewProjects, median, numbers},
-    place::{Place, Replica},
+    place::Place,
     report::{Report, Table, thousands},
+    support::Replica,
     throughput::must_be_clean,
 };
 
@@ -59,7 +60,7 @@ pub fn fullness(place: &Place, report: &mut Report) -> Result<()> {
         let database = place.database()?;
         place.sql(&database, &statements.iter().map(String::as_str).collect::<Vec<_>>())?;
         place.sql(&database, &["VACUUM ANALYZE"])?;
-        replicas.push(Replica::start(&database, &[])?);
+        replicas.push(Replica::start(&database.url, &[])?);
         databases.push(database);
     }
     let number = numbers();

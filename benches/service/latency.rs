@@ -6,8 +6,9 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use crate::{
     ROUNDS, Result, baselines,
     load::{self, Call, Client, NewProjects, median, numbers},
-    place::{Place, Replica},
+    place::Place,
     report::{Report, Table, thousands},
+    support::Replica,
     throughput::{SERVERS, must_be_clean},
 };
 
@@ -42,7 +43,7 @@ pub fn repeats(place: &Place, report: &mut Report) -> Result<()> {
         Table::new(&["64 callers", "calls/s", "p50, ms", "p99, ms", "rate, of empty", "p99, of empty"]);
     let database = place.database()?;
     place.sql(&database, &[SERVERS])?;
-    let replica = Replica::start(&database, &[])?;
+    let replica = Replica::start(&database.url, &[])?;
     let channels = load::connect(place, &[&replica.endpoint], CALLERS)?;
     place.runtime.block_on(async {
         let mut tasks = tokio::task::JoinSet::new();
@@ -98,7 +99,7 @@ pub fn lone(place: &Place, report: &mut Report) -> Result<()> {
     let database = place.database()?;
     place.sql(&database, &[SERVERS])?;
     let other = place.database()?;
-    let replica = Replica::start(&database, &[])?;
+    let replica = Replica::start(&database.url, &[])?;
     let channels = load::connect(place, &[&replica.endpoint], 1)?;
     let number = numbers();
     let call = NewProjects::spread("lone");

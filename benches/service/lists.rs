@@ -8,8 +8,9 @@ use tonic::transport::Channel;
 use crate::{
     ROUNDS, Result,
     load::{self, Client, median},
-    place::{Database, Place, Replica},
+    place::{Database, Place, peak_memory_mib},
     report::{Report, Table},
+    support::Replica,
 };
 
 /// How many pages are read for one figure.
@@ -77,7 +78,8 @@ fn page_ms(place: &Place, channel: &Channel, filter: &ListAllocationsRequest, sk
 fn lists(place: &Place, report: &mut Report, databases: [&Database; 2]) -> Result<()> {
     let mut table =
         Table::new(&["ms for a page of 100", "10,000 allocations", "2,000,000 allocations", "times slower"]);
-    let replicas: [Replica; 2] = [Replica::start(databases[0], &[])?, Replica::start(databases[1], &[])?];
+    let replicas: [Replica; 2] =
+        [Replica::start(&databases[0].url, &[])?, Replica::start(&databases[1].url, &[])?];
     let channels = [
         load::connect(place, &[&replicas[0].endpoint], 1)?.remove(0),
         load::connect(place, &[&replicas[1].endpoint], 1)?.remove(0),
@@ -112,7 +114,7 @@ fn start(place: &Place, report: &mut Report, database: &Database) -> Result<()> 
         copy(place, database)?;
         copies.push(begin.elapsed().as_secs_f64());
         let begin = Instant::now();
-        let replica = Replica::start(database, &[])?;
+        let replica = Replica::start(&database.url, &[])?;
         let channel = load::connect(place, &[&replica.endpoint], 1)?.remove(0);
         // The first decision needs the whole fleet.
         let request = resource_allocator::proto::v1::EnsureAllocationRequest {
@@ -121,7 +123,7 @@ fn start(place: &Place, report: &mut Report, database: &Database) -> Result<()> 
         };
         place.runtime.block_on(async { Client::new(channel).ensure_allocation(request).await })?;
         starts.push(begin.elapsed().as_secs_f64());
-        memory = memory.max(replica.peak_memory_mib());
+        memory = memory.max(peak_memory_mib(&replica));
     }
     let (copy, start) = (median(copies), median(starts));
     table.row(["COPY … TO of the same rows".to_owned(), format!("{copy:.2}"), String::new(), String::new()]);

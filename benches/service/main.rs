@@ -12,6 +12,8 @@
 
 #[path = "../choice/measure.rs"]
 mod choice;
+#[path = "../support/mod.rs"]
+mod support;
 
 mod baselines;
 mod c2m;
@@ -25,13 +27,11 @@ mod report;
 mod throughput;
 mod upkeep;
 
-use std::{env, error::Error};
+use std::env;
 
 use place::Place;
 use report::Report;
-
-/// What goes wrong ends the run: a figure that was not measured is not told.
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+use support::Result;
 
 type Scenario = fn(&Place, &mut Report) -> Result<()>;
 

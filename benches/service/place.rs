@@ -1,18 +1,14 @@
-//! Where it is measured: a Postgres with the service's own settings and default durability, databases in it, and replicas of the
-//! service's release build.
+//! Where it is measured: databases of a Postgres, and what Postgres and replicas hold of the machine.
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
-    os::unix::fs::PermissionsExt as _,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     str::FromStr as _,
     sync::atomic::{AtomicU32, Ordering},
-    time::{Duration, Instant},
 };
 
-use resource_allocator::postgres::{Cluster, Options};
+use resource_allocator::postgres::Cluster;
 use sqlx::{
     AssertSqlSafe, Connection as _, Executor as _, PgConnection,
     postgres::{PgConnectOptions, PgPool},
@@ -20,10 +16,7 @@ use sqlx::{
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::Result;
-
-/// How long a replica may take to say that it listens.
-const START_LIMIT: Duration = Duration::from_mins(2);
+use crate::support::{Replica, Result, service, start_postgres};
 
 /// The place.
 pub struct Place {
@@ -40,21 +33,10 @@ pub struct Database {
     pub url: String,
 }
 
-/// A running replica.
-pub struct Replica {
-    pub endpoint: String,
-    child: Child,
-}
-
 impl Place {
     pub fn start() -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ra-bench-").tempdir()?;
-        // Postgres runs as another user where this is root.
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
-        let mut options = Options::new(folder.path().join("data"));
         // As many clients as the largest comparison has.
-        options.settings.push(("max_connections".to_owned(), "400".to_owned()));
-        let cluster = Cluster::start(options)?;
+        let (cluster, folder) = start_postgres(&[("max_connections", "400")])?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         Ok(Self { cluster, runtime, databases: AtomicU32::new(0), _folder: folder })
     }
@@ -148,75 +130,14 @@ impl Place {
     }
 }
 
-impl Replica {
-    /// Starts a replica and waits until it listens.
-    pub fn start(database: &Database, flags: &[&str]) -> Result<Self> {
-        let mut child = service()
-            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
-            .args(["--database-url", &database.url])
-            .args(flags)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let lines = child.stderr.take().ok_or("the replica says nothing")?;
-        let (tell, told) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(lines).lines().map_while(std::result::Result::ok) {
-                if let Some(at) = line.find("listening on ") {
-                    let address = line[at + "listening on ".len()..].split(['"', ' ']).next();
-                    let _ = tell.send(address.unwrap_or_default().to_owned());
-                } else if line.contains("\"ERROR\"") || line.contains("\"WARN\"") {
-                    eprintln!("{line}");
-                }
-            }
-        });
-        if let Ok(address) = told.recv_timeout(START_LIMIT) {
-            return Ok(Self { endpoint: format!("http://{address}"), child });
-        }
-        let _ = child.kill();
-        Err("the replica did not start".into())
-    }
-
-    /// The most memory that it has held so far, in MiB.
-    pub fn peak_memory_mib(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
-        field(&status, "VmHWM:").unwrap_or(0) / 1024
-    }
+/// The most memory that a replica has held so far, in MiB.
+pub fn peak_memory_mib(replica: &Replica) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", replica.child.id())).unwrap_or_default();
+    field(&status, "VmHWM:").unwrap_or(0) / 1024
 }
 
 /// The number after a name, in a file of /proc.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(name))?;
     line[name.len()..].split_whitespace().next()?.parse().ok()
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let begin = Instant::now();
-        while begin.elapsed() < Duration::from_secs(15) {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The binary, with nothing of this environment that it would take for a setting.
-fn service() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_resource-allocator"));
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text.starts_with("RESOURCE_ALLOCATOR_") || text == "DATABASE_URL" || text == "RUST_LOG" {
-            command.env_remove(&name);
-        }
-    }
-    command.stdin(Stdio::null());
-    command
 }

@@ -9,9 +9,10 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use crate::{
     ROUNDS, Result, baselines,
     load::{self, NewProjects, median, numbers},
-    place::{Database, Place, Replica},
+    place::{Database, Place, peak_memory_mib},
     plot::{Plot, Series},
     report::{Report, Table, thousands},
+    support::Replica,
 };
 
 const SECONDS: f64 = 5.0;
@@ -25,7 +26,7 @@ pub const SERVERS: &str =
 fn fleet(place: &Place) -> Result<(Database, Replica)> {
     let database = place.database()?;
     place.sql(&database, &[SERVERS])?;
-    let replica = Replica::start(&database, &[])?;
+    let replica = Replica::start(&database.url, &[])?;
     Ok((database, replica))
 }
 
@@ -112,7 +113,7 @@ pub fn replicas(place: &Place, report: &mut Report) -> Result<()> {
     let (database, first) = fleet(place)?;
     let mut others = Vec::new();
     for _ in 0..3 {
-        others.push(Replica::start(&database, &[])?);
+        others.push(Replica::start(&database.url, &[])?);
     }
     let number = numbers();
     let call = NewProjects::spread("replicas");
@@ -187,7 +188,7 @@ pub fn overload(place: &Place, report: &mut Report) -> Result<()> {
             thousands(median(shed)),
             format!("{:.0}", median(p99)),
             format!("{:.0}", health.into_iter().fold(0.0, f64::max)),
-            replica.peak_memory_mib().to_string(),
+            peak_memory_mib(&replica).to_string(),
         ]);
     }
     report.table("overload", table);

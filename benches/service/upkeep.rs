@@ -3,8 +3,9 @@
 use crate::{
     ROUNDS, Result,
     load::{self, NewProjects, median, numbers},
-    place::{Place, Replica},
+    place::Place,
     report::{Report, Table, thousands},
+    support::Replica,
     throughput::{SERVERS, must_be_clean},
 };
 
@@ -29,7 +30,7 @@ pub fn upkeep(place: &Place, report: &mut Report) -> Result<()> {
         place.sql(database, &[SERVERS])?;
     }
     place.sql(&busy, &[RESTED, "VACUUM ANALYZE port_allocations", "CHECKPOINT"])?;
-    let replicas = [Replica::start(&still, &[])?, Replica::start(&busy, &["--event-limit", "1000"])?];
+    let replicas = [Replica::start(&still.url, &[])?, Replica::start(&busy.url, &["--event-limit", "1000"])?];
     let number = numbers();
     let call = NewProjects::spread("upkeep");
     let mut figures = [const { (Vec::new(), Vec::new(), Vec::new(), Vec::new()) }; 2];

@@ -13,6 +13,8 @@ mod latency;
 mod load;
 mod raw;
 mod replay;
+#[path = "../support/mod.rs"]
+mod support;
 
 /// The one in the middle.
 fn median<T: PartialOrd + Copy>(mut figures: Vec<T>) -> T {
