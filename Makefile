@@ -1,7 +1,7 @@
 # Thin: every target calls a script in scripts/, which says what it does and installs what is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak check bench c2m setup
+.PHONY: help run test soak chaos check bench c2m setup
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,9 @@ test: ## Install what is missing and run all the tests
 
 soak: ## Watch the events for a minute under load, over two replicas of which one is killed
 	@scripts/soak
+
+chaos: ## Break everything under load for two minutes, over three replicas, and check the history (docs/chaos.md)
+	@scripts/chaos
 
 check: ## Run what CI checks beside the tests: formats, lints, docs, contracts, licences
 	@scripts/check

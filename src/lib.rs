@@ -15,6 +15,9 @@
 //! Imports point one way: `cli → server → http → api → allocator → events → store → domain`. `postgres` keeps the embedded
 //! cluster and knows nothing of the rest; `ARCHITECTURE.md` says more.
 
+#[cfg(all(feature = "without-guards", not(debug_assertions)))]
+compile_error!("`without-guards` takes a guard out, for tests: no release build may have it");
+
 pub mod allocator;
 pub mod api;
 pub mod auth;

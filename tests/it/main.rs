@@ -6,6 +6,7 @@ mod auth;
 mod auth_rules;
 mod bad_input;
 mod batch;
+mod chaos;
 mod cli;
 mod database_roles;
 mod drain;

@@ -9,21 +9,19 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
-use resource_allocator::proto::v1::{
-    self, resource_allocator_client::ResourceAllocatorClient, watch_allocations_response::Payload,
-};
-use tonic::{Status, transport::Channel};
+use resource_allocator::proto::v1;
 
 use crate::support::{
     Client, TestDatabase,
     inventory::assert_consistent,
-    process::{PATIENCE, Process, ProcessOptions},
+    process::{Process, ProcessOptions},
     requests::request,
     server,
+    watching::{Watching, clients, watch},
 };
 
 const CALLERS: usize = 8;
@@ -35,19 +33,12 @@ fn length() -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Connections that are made anew when they break, to each replica.
-fn clients(endpoints: &[String; 2]) -> [ResourceAllocatorClient<Channel>; 2] {
-    endpoints
-        .clone()
-        .map(|endpoint| ResourceAllocatorClient::new(Channel::from_shared(endpoint).unwrap().connect_lazy()))
-}
-
 /// Ensures, adds and releases at random, at either replica, until it is told to stop.
-async fn work(endpoints: [String; 2], seed: u64, stop: Arc<AtomicBool>) {
+async fn work(endpoints: Vec<String>, seed: u64, stop: Arc<AtomicBool>) {
     let clients = clients(&endpoints);
     let mut draw = StdRng::seed_from_u64(seed);
     while !stop.load(Ordering::Relaxed) {
-        let mut client = clients[draw.random_range(0..2)].clone();
+        let mut client = clients[draw.random_range(0..clients.len())].clone();
         let project_id = format!("project-{}", draw.random_range(0..PROJECTS));
         // What the killed one does not answer was done, or was not: either is told in the log.
         if draw.random_bool(0.3) {
@@ -66,69 +57,6 @@ async fn work(endpoints: [String; 2], seed: u64, stop: Arc<AtomicBool>) {
     }
 }
 
-/// What a watcher saw, as numbers and what they are of.
-type Seen = Vec<(i64, v1::AllocationEvent)>;
-
-/// Watches from the beginning up to `last` once that is known, over streams that it breaks off at random.
-async fn watch(
-    endpoints: [String; 2],
-    number: u64,
-    project_id: Option<String>,
-    last: Arc<std::sync::Mutex<Option<i64>>>,
-) -> (Seen, u32) {
-    let clients = clients(&endpoints);
-    let mut draw = StdRng::seed_from_u64(number);
-    let mut seen = Seen::new();
-    let mut request = v1::WatchAllocationsRequest { project_id, from_beginning: true, ..Default::default() };
-    let mut streams = 0;
-    let mut reached = 0;
-    let begun = Instant::now();
-    loop {
-        let is_over = |reached: i64| last.lock().unwrap().is_some_and(|last| reached >= last);
-        if is_over(reached) {
-            return (seen, streams);
-        }
-        assert!(begun.elapsed() < length() + PATIENCE, "watcher {number} stands at {reached}");
-        let mut client = clients[draw.random_range(0..2)].clone();
-        let Ok(stream) = client.watch_allocations(request.clone()).await else {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        let mut stream = stream.into_inner();
-        streams += 1;
-        let patience = Duration::from_millis(draw.random_range(1..400));
-        let messages = draw.random_range(1..300);
-        let read: Result<(), Status> = async {
-            for _ in 0..messages {
-                let Ok(message) = tokio::time::timeout(patience, stream.message()).await else { break };
-                let Some(message) = message? else { break };
-                match message.payload.unwrap() {
-                    Payload::Event(event) => {
-                        reached = event.sequence;
-                        seen.push((event.sequence, event));
-                    }
-                    Payload::Bookmark(bookmark) => {
-                        assert!(bookmark.sequence >= reached, "a resume point never goes back");
-                        reached = bookmark.sequence;
-                    }
-                }
-                request.resume_token = message.resume_token;
-                request.from_beginning = false;
-                if is_over(reached) {
-                    break;
-                }
-            }
-            Ok(())
-        }
-        .await;
-        if let Err(status) = read {
-            let details = tonic_types::StatusExt::get_error_details(&status);
-            let reason = details.error_info().map_or("", |info| &info.reason);
-            assert!(matches!(reason, "" | "SHUTTING_DOWN" | "DATABASE_UNAVAILABLE"), "{status:?}");
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_that_reconnect_at_random_see_each_event_once_though_a_replica_is_killed() {
     let database = TestDatabase::create().await;
@@ -136,7 +64,7 @@ async fn watchers_that_reconnect_at_random_see_each_event_once_though_a_replica_
         Process::start(&ProcessOptions { listen, database: ["--database-url", database.url()], flags: &[] })
     };
     let (mut doomed, survivor) = (start("127.0.0.1:0"), start("127.0.0.1:0"));
-    let endpoints = [doomed.endpoint(), survivor.endpoint()];
+    let endpoints = vec![doomed.endpoint(), survivor.endpoint()];
     let mut client = Client::connect(&endpoints[1]).await;
     let capacity = Some(v1::Resources { ram_mb: Some(16_000), disk_mb: Some(100_000), cpu_millis: Some(0) });
     client.register(v1::Server { capacity, ..server("web-1") }).await;
@@ -169,15 +97,15 @@ async fn watchers_that_reconnect_at_random_see_each_event_once_though_a_replica_
     let mut opened = 0;
     let mut whole: BTreeMap<i64, v1::AllocationEvent> = BTreeMap::new();
     for (project_id, task) in watching {
-        let (seen, streams) = task.await.unwrap();
+        let Watching { seen, streams } = task.await.unwrap();
         assert!(streams > 1, "it reconnected");
         opened += streams;
-        let numbers: Vec<_> = seen.iter().map(|(number, _)| *number).collect();
+        let numbers: Vec<_> = seen.iter().map(|event| event.sequence).collect();
         match project_id {
             None => {
                 assert_eq!(numbers, (1..=newest).collect::<Vec<_>>(), "contiguous, each once and in order");
-                for (number, event) in seen {
-                    let known = whole.entry(number).or_insert_with(|| event.clone());
+                for event in seen {
+                    let known = whole.entry(event.sequence).or_insert_with(|| event.clone());
                     assert_eq!(*known, event, "the same at every replica");
                 }
             }

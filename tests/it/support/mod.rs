@@ -12,6 +12,7 @@ mod replicas;
 pub mod requests;
 mod service;
 mod tables;
+pub mod watching;
 
 pub use self::{
     database::TestDatabase,

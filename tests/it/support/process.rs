@@ -26,7 +26,12 @@ pub fn folder() -> TempDir {
 
 /// The binary, with nothing of the test's own environment that it would take for a setting.
 pub fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_resource-allocator"));
+    program(Path::new(env!("CARGO_BIN_EXE_resource-allocator")))
+}
+
+/// Another build of the binary, with as little of the test's own environment.
+pub fn program(path: &Path) -> Command {
+    let mut command = Command::new(path);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let is_setting = text.starts_with("RESOURCE_ALLOCATOR_") && text != "RESOURCE_ALLOCATOR_POSTGRES_BIN";
@@ -174,7 +179,11 @@ impl Process {
 
     /// Starts the service, and waits until it listens.
     pub fn start(options: &ProcessOptions<'_>) -> Self {
-        let mut command = binary();
+        Self::start_by(binary(), options)
+    }
+
+    /// The same by this command.
+    pub fn start_by(mut command: Command, options: &ProcessOptions<'_>) -> Self {
         command.args(["serve", "--listen", options.listen]).args(options.database).args(options.flags);
         command.stdout(Stdio::null());
         let child = Ended::start(command);
@@ -213,6 +222,11 @@ impl Process {
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait()
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.child().try_wait(), Ok(None))
     }
 
     /// Kills it as the kernel would, with no chance to tidy up.
