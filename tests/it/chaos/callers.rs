@@ -20,6 +20,7 @@ use tonic::{
 use tonic_types::StatusExt as _;
 
 use super::history::{self, Answer, Call, Micros, Operation};
+use crate::support::process::PATIENCE;
 
 /// How many call at once.
 const CALLERS: usize = 16;
@@ -234,13 +235,21 @@ impl Callers {
         self.call(caller, replica, client, retired, Call::Release { modules: BTreeSet::new() }).await;
     }
 
-    /// Reads every project at every replica: the last answers of the history.
+    /// Reads every project at every replica: the last answers of the history, and there must be some.
     pub async fn read_all(&self, projects: &[String]) {
         let mut clients = self.clients();
-        let readers = CALLERS;
+        let reader = CALLERS;
         for project in projects {
             for (replica, client) in clients.iter_mut().enumerate() {
-                self.call(readers, replica, client, project.clone(), Call::Get).await;
+                let begin = Instant::now();
+                while let Answer::Unknown(what) =
+                    self.call(reader, replica, client, project.clone(), Call::Get).await
+                {
+                    assert!(
+                        begin.elapsed() < PATIENCE,
+                        "{project} cannot be read at replica {replica}: {what}"
+                    );
+                }
             }
         }
     }

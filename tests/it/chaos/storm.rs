@@ -137,13 +137,14 @@ impl Storm {
             |is: fn(&Answer) -> bool| operations.iter().filter(|operation| is(&operation.answer)).count();
         let summary = format!(
             "{} calls of {} projects: {} placed or found placed, {} given back, {} refused for want of room, {} of unknown \
-             outcome; {} events, seen by {WATCHERS} watchers",
+             outcome, of which {} were done; {} events, seen by {WATCHERS} watchers",
             operations.len(),
             projects.len(),
             count(|answer| matches!(answer, Answer::Ensured(..) | Answer::Found(_))),
             count(|answer| matches!(answer, Answer::Released(..))),
             count(|answer| matches!(answer, Answer::Refused(_))),
             count(|answer| matches!(answer, Answer::Unknown(_))),
+            told::count_done(&log, &self.callers, &operations),
             tables.sequence,
         );
         (wrong, operations, summary)

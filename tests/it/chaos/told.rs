@@ -123,6 +123,16 @@ pub fn check(
     wrong
 }
 
+/// How many calls of unknown outcome the log shows to have been done.
+pub fn count_done(events: &[v1::AllocationEvent], callers: &Callers, operations: &[Operation]) -> usize {
+    let is_end = |event: &&v1::AllocationEvent| {
+        matches!(event.detail, Some(Detail::Completed(_) | Detail::Released(_)))
+    };
+    let done: BTreeSet<&str> = events.iter().filter(is_end).map(|event| event.request_id.as_str()).collect();
+    let unknown = operations.iter().filter(|operation| !operation.is_known());
+    unknown.filter(|operation| done.contains(callers.request_id(operation.number).as_str())).count()
+}
+
 /// What an answer showed that was never given, or otherwise.
 fn was_shown(operation: &Operation, ever: &BTreeMap<String, Held>) -> Option<String> {
     let (slots, server) = match (&operation.answer, operation.view()) {
