@@ -58,7 +58,6 @@ use crate::{
         placements::{self, ProjectRecord},
         pools,
         servers::{self, ServerFilter, ServerRecord},
-        waiters::{self, WaiterRecord},
     },
 };
 
@@ -310,27 +309,6 @@ impl Allocator {
         let pool = pools::find(&mut snapshot).await?;
         let items = servers::list(&mut snapshot, &pool.policy, filter, page_size + 1).await?;
         Ok(Listed::of(items, page_size, pool.last_sequence))
-    }
-
-    /// A page of the line, and for whom something is kept, on which server.
-    ///
-    /// # Errors
-    /// [`Error`].
-    pub async fn list_waiting(
-        &self,
-        project_id: Option<&ProjectId>,
-        after: i64,
-        page_size: i64,
-    ) -> Result<(Listed<WaiterRecord>, Option<(ProjectId, ServerHandle)>), Error> {
-        let kept = {
-            let (replica, _) = self.fleet().await?;
-            replica.fleet().line().kept_for().map(|(id, handle)| (id.clone(), handle.clone()))
-        };
-        let mut snapshot = self.store.begin_snapshot().await?;
-        let pool = pools::find(&mut snapshot).await?;
-        let project_id = project_id.map(ProjectId::as_str);
-        let items = waiters::list(&mut snapshot, project_id, after, page_size + 1).await?;
-        Ok((Listed::of(items, page_size, pool.last_sequence), kept))
     }
 
     /// The fleet with all that was committed before the call, and where the pool then stood. It does not change while the

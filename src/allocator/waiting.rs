@@ -13,19 +13,22 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
-    Allocator, Error,
+    Allocator, Error, Listed,
     command::{Answer, EnsureAnswer, Job, Outcome, Place, Request},
     line::WaitRequest,
 };
 use crate::{
     domain::{
-        Project, ProjectId, Reason, Refusal,
+        Project, ProjectId, Reason, Refusal, ServerHandle,
         event::{LogEntry, Operation},
-        line::{LeaveCause, WaitingRequest, timed_out},
+        line::{LeaveCause, Reasons, WaitingRequest, timed_out},
         request::EnsureRequest,
     },
     events::{Filter, Hub, Message, Start, WatchError},
-    store::StoreError,
+    store::{
+        StoreError, placements, pools,
+        waiters::{self, WaiterRecord},
+    },
 };
 
 /// How often it is looked whether the time is over, once it is by this replica's clock.
@@ -39,6 +42,36 @@ const LEAVE_TRIES: u32 = 30;
 const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Allocator {
+    /// A page of the line with the reasons of now, and for whom something is kept, on which server.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn list_waiting(
+        &self,
+        project_id: Option<&ProjectId>,
+        after: i64,
+        page_size: i64,
+    ) -> Result<(Listed<WaiterRecord>, Option<(ProjectId, ServerHandle)>), Error> {
+        let mut snapshot = self.store.begin_snapshot().await?;
+        let pool = pools::find(&mut snapshot).await?;
+        let project_id = project_id.map(ProjectId::as_str);
+        let items = waiters::list(&mut snapshot, project_id, after, page_size + 1).await?;
+        let names: Vec<_> = items.iter().map(|record| record.waiter.project_id.to_string()).collect();
+        let mut held = placements::list_projects(&mut snapshot, &names).await?;
+        drop(snapshot);
+        let mut listed = Listed::of(items, page_size, pool.last_sequence);
+        let (replica, pool) = self.fleet().await?;
+        let context = self.options.context(pool.now);
+        let reasons = Reasons::of(replica.fleet(), &context);
+        for WaiterRecord { waiter, .. } in &mut listed.items {
+            let id = &waiter.project_id;
+            let project = held.remove(id).map(|record| record.project);
+            waiter.reason = reasons.find(&project.unwrap_or_else(|| Project::unplaced(id.clone())), waiter);
+        }
+        let kept = replica.fleet().line().kept_for().map(|(id, handle)| (id.clone(), handle.clone()));
+        Ok((listed, kept))
+    }
+
     /// Places a project, or adds to what it holds; waits in line for as long as `wait` where there is no room now.
     ///
     /// # Errors

@@ -356,6 +356,46 @@ async fn ports_and_fresh_reports_are_waited_for_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_line_shows_the_reason_of_now_and_of_who_waits_for_more_ports_too() {
+    let replicas = Replicas::start().await;
+    let (mut one, two) = replicas.clients();
+    let ports = |start, end| Some(v1::PortRange { start, end });
+    let small = v1::Server { port_range: ports(8000, 8001), capacity: Some(ram(2048)), ..server("a") };
+    one.register(small).await;
+    for name in ["here", "there"] {
+        one.place(now(waiting(name, 1024, LONG))).await.unwrap();
+    }
+    let more = v1::EnsureAllocationRequest {
+        modules: vec![module("more")],
+        resources: None,
+        ..waiting("here", 0, LONG)
+    };
+    let shop = call(&one, waiting("shop", 1024, LONG));
+    until_line_is(&one, &["shop"]).await;
+    let more = call(&two, more);
+    until_line_is(&one, &["shop", "here"]).await;
+    let reasons = async |client: &Client| -> Vec<_> {
+        line(client).await.into_iter().map(|waiter| (waiter.place, waiter.reason)).collect()
+    };
+    let told = |place, reason: &str| (place, reason.to_owned());
+    for client in [&one, &two] {
+        let expected = [told(1, "INSUFFICIENT_CAPACITY"), told(2, "PORTS_EXHAUSTED")];
+        assert_eq!(reasons(client).await, expected);
+    }
+    // There is room now, which is kept, and still no port.
+    let grown = v1::Server { handle: "a".to_owned(), capacity: Some(ram(4096)), ..Default::default() };
+    one.update(grown, &["capacity.ram_mb"]).await;
+    for client in [&one, &two] {
+        let expected = [told(1, "PORTS_EXHAUSTED"), told(2, "PORTS_EXHAUSTED")];
+        assert_eq!(reasons(client).await, expected, "at every replica");
+    }
+    let wider = v1::Server { handle: "a".to_owned(), port_range: ports(8000, 8003), ..Default::default() };
+    one.update(wider, &["port_range"]).await;
+    assert_eq!(answered(shop).await.unwrap().allocations.len(), 1);
+    assert_eq!(answered(more).await.unwrap().allocations.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_can_never_be_is_refused_at_once_and_when_it_becomes_so() {
     let mut service = TestService::start().await;
     let client = &mut service.client;

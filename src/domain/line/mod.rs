@@ -7,6 +7,7 @@
 //! line never gets further from its place; everyone in line becomes the first, for each one before it is served, gives up, or
 //! comes to its deadline; and a large request is not passed for ever by small ones.
 
+mod reason;
 mod settle;
 mod standing;
 
@@ -16,8 +17,11 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-pub use self::settle::{Known, Settling, Step, decide_in_line, refresh_kept};
 use self::standing::WaitingAsk;
+pub use self::{
+    reason::Reasons,
+    settle::{Known, Settling, Step, decide_in_line, refresh_kept},
+};
 use super::{
     ProjectId, Reason, Refusal, ServerHandle,
     event::{LogEntry, Operation, Refused, Requested},
@@ -127,7 +131,7 @@ pub struct Waiter {
     pub arrival: i64,
     /// The call that waits.
     pub caller: Uuid,
-    /// Why it could not be placed when it was last looked at by its caller.
+    /// Why it could not be placed when its call came; [`Reasons`] tells why it waits now.
     pub reason: Reason,
     /// Since when it stands in line.
     pub since: OffsetDateTime,

@@ -58,7 +58,8 @@ impl WaitingAsk {
         }
     }
 
-    fn as_ask(&self) -> Ask<'_> {
+    /// The same as the funnel asks it.
+    pub(super) fn as_ask(&self) -> Ask<'_> {
         Ask {
             resources: self.resources,
             whole: self.whole,
@@ -78,7 +79,8 @@ impl WaitingAsk {
         }
     }
 
-    fn concerns(&self, state: &ServerState) -> bool {
+    /// Whether the server is one that may do at all.
+    pub(super) fn concerns(&self, state: &ServerState) -> bool {
         self.server.as_ref().is_none_or(|handle| *handle == state.server.handle)
     }
 

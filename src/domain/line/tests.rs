@@ -9,7 +9,8 @@ use proptest::{
 };
 
 use super::{
-    LeaveCause, LeftLine, Operation, ProjectId, Reason, Step, Waiter, WaitingAsk, may_wait, refresh_kept,
+    LeaveCause, LeftLine, Operation, ProjectId, Reason, Reasons, Step, Waiter, WaitingAsk, may_wait,
+    refresh_kept,
 };
 use crate::domain::{
     Fleet, Resources,
@@ -212,6 +213,30 @@ fn who_can_never_be_placed_any_more_is_refused_when_the_fleet_shrinks() {
     assert_eq!(settle(&mut ledger), [served("small")]);
 }
 
+#[test]
+fn the_reason_is_the_one_of_now_and_what_is_kept_hides_no_other() {
+    let mut ledger = Ledger::of(&[a_server("a").ram(4096).port_range(8000, 8001)]);
+    for name in ["here", "there"] {
+        ledger.ensure(&an_ensure(name).ram(2048).disk(0)).unwrap();
+    }
+    stand(&mut ledger, "first", 1024);
+    stand(&mut ledger, "second", 1024);
+    let told = |ledger: &Ledger| [reason_now(ledger, "first"), reason_now(ledger, "second")];
+    assert_eq!(told(&ledger), [Reason::InsufficientCapacity; 2]);
+    // Room, and still no port. All of it is kept for the first, which is not what either waits for.
+    ledger.put_server(a_server("a").ram(6144).port_range(8000, 8001).server);
+    assert_eq!(settle(&mut ledger), []);
+    assert_eq!(ledger.fleet.get(&handle("a")).unwrap().free().ram_mb, 0);
+    assert_eq!(told(&ledger), [Reason::PortsExhausted; 2]);
+    // What the second asks for is free, and kept: it is those ahead that it waits for.
+    let mut ledger = full();
+    stand(&mut ledger, "large", 4096);
+    stand(&mut ledger, "small", 1024);
+    ledger.release("a-0", &[]);
+    assert_eq!(settle(&mut ledger), []);
+    assert_eq!(reason_now(&ledger, "small"), Reason::InsufficientCapacity);
+}
+
 /// Something that happens to a pool with a line.
 #[derive(Debug, Clone)]
 enum Event {
@@ -308,8 +333,28 @@ fn distance(ledger: &Ledger) -> Option<(ProjectId, i128)> {
     Some((first.project_id.clone(), ask.nearest_of_all(&fleet, &ledger.context())?.0))
 }
 
+/// Why a project waits, told anew for everyone in line.
+fn reason_now(ledger: &Ledger, name: &str) -> Reason {
+    let waiter = ledger.fleet.line().get(&project(name)).unwrap();
+    Reasons::of(&ledger.fleet, &ledger.context()).find(&ledger.held_by(name), waiter)
+}
+
+/// What everyone in line is told is what the request meets where nothing is kept, and else what it meets.
+fn assert_reasons(ledger: &Ledger) {
+    let (context, unkept) = (ledger.context(), unkept(&ledger.fleet));
+    let reasons = Reasons::of(&ledger.fleet, &context);
+    for waiter in ledger.fleet.line().waiters() {
+        let (project, request) = (ledger.project(&waiter.project_id), waiter.ensure_request());
+        let met = [&unkept, &ledger.fleet].map(|fleet| decide(fleet, &project, &request, &context).err());
+        let expected =
+            met.into_iter().flatten().find(may_wait).map_or(waiter.reason, |refusal| refusal.reason);
+        assert_eq!(reasons.find(&project, waiter), expected, "{waiter:?}");
+    }
+}
+
 /// Nobody who waits could be placed, the first in line keeps what it should, and nothing else is kept.
 fn assert_settled(ledger: &Ledger) {
+    assert_reasons(ledger);
     for (index, waiter) in ledger.fleet.line().waiters().enumerate() {
         assert!(!could_be_placed(ledger, waiter, index == 0), "{} is passed over", waiter.project_id);
     }

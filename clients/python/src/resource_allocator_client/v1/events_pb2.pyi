@@ -213,7 +213,9 @@ Global___Requested: _TypeAlias = Requested  # noqa: Y015
 
 @_typing.final
 class Waiting(_message.Message):
-    """A project stands in line for capacity: it joined, or a later call of it goes on waiting there."""
+    """A project stands in line for capacity: it joined, or a later call of it goes on waiting there. What becomes of its place and its
+    reason after that, no event tells: ListWaiting does.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -222,9 +224,9 @@ class Waiting(_message.Message):
     JOIN_TIME_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """Why it cannot be placed now: a reason of the contract, such as INSUFFICIENT_CAPACITY."""
+    """Why it cannot be placed as the call comes: a reason of the contract, such as INSUFFICIENT_CAPACITY."""
     place: _builtins.int
-    """Its place in line, from 1."""
+    """Its place in line as the call comes, from 1."""
     @_builtins.property
     def join_time(self) -> _timestamp_pb2.Timestamp:
         """Since when it stands in line."""

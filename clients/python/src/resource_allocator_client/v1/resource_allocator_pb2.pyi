@@ -715,7 +715,9 @@ class Waiter(_message.Message):
     place: _builtins.int
     """Its place, from 1."""
     reason: _builtins.str
-    """Why it could not be placed when its call came: a reason of the contract, such as INSUFFICIENT_CAPACITY."""
+    """Why it is not placed now: a reason of the contract, such as INSUFFICIENT_CAPACITY. What is kept for the first in line counts
+    as room that is taken, and hides no port that is missing. The event `waiting` has the reason of when the call came.
+    """
     server_handle: _builtins.str
     """The server that it is pinned to; empty where it is not."""
     request_id: _builtins.str
