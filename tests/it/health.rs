@@ -1,11 +1,8 @@
 //! What stands beside the services: health that follows the database, reflection, and the end of a service.
 
-use std::{fs, path::Path, str::FromStr as _, time::Duration};
+use std::{fs, str::FromStr as _, time::Duration};
 
-use resource_allocator::{
-    postgres::{self, Cluster},
-    proto::v1,
-};
+use resource_allocator::{postgres, proto::v1};
 #[cfg(target_os = "linux")]
 use rustix::process::{Pid, Signal};
 use sqlx::postgres::PgConnectOptions;
@@ -24,7 +21,7 @@ use tonic_types::StatusExt as _;
 use crate::support::{
     Client, TestService, error_info,
     process::{PATIENCE, folder},
-    server,
+    server, start_cluster,
 };
 
 const ALLOCATOR: &str = "resourceallocator.v1.ResourceAllocator";
@@ -116,12 +113,6 @@ async fn reflection_of_both_versions_lists_the_services_and_the_details_of_error
         assert!(reflected::v1::knows(channel, symbol).await, "{symbol}");
         assert!(reflected::v1alpha::knows(channel, symbol).await, "{symbol}");
     }
-}
-
-fn start_cluster(data_dir: &Path) -> Cluster {
-    let settings = vec![("fsync".to_owned(), "off".to_owned())];
-    let bin_dir = std::env::var_os("RESOURCE_ALLOCATOR_POSTGRES_BIN").map(Into::into);
-    Cluster::start(postgres::Options { settings, bin_dir, ..postgres::Options::new(data_dir) }).unwrap()
 }
 
 /// Every call, each as it is refused.
@@ -246,7 +237,7 @@ struct Frozen(Vec<Pid>);
 
 #[cfg(target_os = "linux")]
 impl Frozen {
-    fn freeze(data_dir: &Path) -> Self {
+    fn freeze(data_dir: &std::path::Path) -> Self {
         let pid_file = fs::read_to_string(data_dir.join("postgres/postmaster.pid")).unwrap();
         let postmaster = pid_file.lines().next().unwrap();
         // First the one that would make new ones.

@@ -8,12 +8,7 @@ use reqwest::{
     Method, Response, StatusCode,
     header::{HeaderMap, HeaderName, HeaderValue},
 };
-use resource_allocator::{
-    http::Origin,
-    postgres::{self, Cluster},
-    proto::v1,
-    server::RunningServer,
-};
+use resource_allocator::{http::Origin, postgres, proto::v1, server::RunningServer};
 use serde_json::{Value, json};
 use sqlx::postgres::PgConnectOptions;
 use tokio::{
@@ -27,7 +22,7 @@ use crate::support::{
     Client, TestService, error_info,
     process::{PATIENCE, folder},
     requests::module,
-    server,
+    server, start_cluster,
 };
 
 const ENSURE: &str = "/resourceallocator.v1.ResourceAllocator/EnsureAllocation";
@@ -377,12 +372,6 @@ async fn a_request_has_its_id_and_keeps_its_own() {
     // One that could not be told back as it is, is none.
     let told = http.ask(Method::GET, path, &[("x-request-id", "<script>")]).await;
     assert_ne!(told.headers["x-request-id"], "<script>");
-}
-
-fn start_cluster(data_dir: &std::path::Path) -> Cluster {
-    let settings = vec![("fsync".to_owned(), "off".to_owned())];
-    let bin_dir = std::env::var_os("RESOURCE_ALLOCATOR_POSTGRES_BIN").map(Into::into);
-    Cluster::start(postgres::Options { settings, bin_dir, ..postgres::Options::new(data_dir) }).unwrap()
 }
 
 /// Asks until the status is this.

@@ -6,11 +6,11 @@ use pbjson_types::Timestamp;
 use resource_allocator::proto::v1::{
     self, EnsureOutcome, allocation_event::Detail, released::Cause, watch_allocations_response::Payload,
 };
-use sqlx::Executor as _;
+use sqlx::{Executor as _, PgPool};
 use tonic::Code;
 
 use crate::support::{
-    Client, Replicas, TestDatabase, TestService,
+    Client, OwnPostgres, Replicas, TestDatabase, TestService,
     inventory::{assert_consistent, refused},
     process::PATIENCE,
     requests::{module, request, resources},
@@ -219,6 +219,75 @@ async fn a_lease_outlives_a_database_that_is_held_up_longer_than_it_lasts() {
     assert_eq!(renewed.outcome(), EnsureOutcome::Unchanged, "it never ended");
     let released = "SELECT count(*) FROM allocation_events WHERE kind = 'released'";
     assert_eq!(database.count(released).await, 0);
+}
+
+/// By how many milliseconds each lease of `preview-…` was over when it was released, by the database's clock.
+async fn late(sql: &PgPool) -> Vec<i64> {
+    sqlx::query_scalar(
+        "SELECT (extract(epoch FROM r.event_time) * 1000 - (e.payload->>'expire_time')::numeric / 1000)::bigint
+         FROM allocation_events r JOIN allocation_events e USING (project_id)
+         WHERE r.kind = 'released' AND e.kind = 'ensured' AND project_id LIKE 'preview-%'",
+    )
+    .fetch_all(sql)
+    .await
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_not_before_its_time_and_not_long_after_it() {
+    // Replicas that do nothing else look every two seconds; the rest is for a machine that is busy.
+    const LATE: i64 = 20_000;
+    let replicas = Replicas::start().await;
+    let (mut one, mut two) = replicas.clients();
+    one.register(server("a")).await;
+    for (number, ttl) in [5, 5, 6, 7, 8].into_iter().enumerate() {
+        let client = if number % 2 == 0 { &mut one } else { &mut two };
+        client.place(leased(&format!("preview-{number}"), ttl)).await.unwrap();
+    }
+    for number in 0..5 {
+        assert_eq!(release_of(&two, &format!("preview-{number}")).await.cause(), Cause::Expired);
+    }
+    let late = late(&replicas.service.database.sql).await;
+    assert_eq!(late.len(), 5, "each once");
+    assert!(late.iter().all(|late| (0..LATE).contains(late)), "{late:?} ms");
+    assert_consistent(&replicas.service.database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_an_outage_of_the_database_an_owner_has_as_long_again_to_renew_and_then_the_lease_ends() {
+    const OUTAGE: Duration = Duration::from_secs(8);
+    let mut postgres = OwnPostgres::start().await;
+    let (_one, mut one, _stop_one) = TestService::builder().start_at(postgres.connect_options()).await;
+    let (_two, mut two, _stop_two) = TestService::builder().start_at(postgres.connect_options()).await;
+    one.register(server("a")).await;
+    for project in ["preview-gone", "preview-kept"] {
+        one.place(leased(project, 5)).await.unwrap();
+    }
+    // Over all the time in which either could have been renewed.
+    postgres.stop().await;
+    tokio::time::sleep(OUTAGE).await;
+    postgres.start_again().await;
+    let begun = std::time::Instant::now();
+    let renewed = loop {
+        match two.place(leased("preview-kept", 600)).await {
+            Ok(renewed) => break renewed,
+            Err(status) => assert_eq!(status.code(), Code::Unavailable),
+        }
+        assert!(begun.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(renewed.outcome(), EnsureOutcome::Unchanged, "it never ended");
+    // Whose owner does not come back ends all the same, and not before that one could have.
+    assert_eq!(release_of(&two, "preview-gone").await.cause(), Cause::Expired);
+    let sql = PgPool::connect_with(postgres.connect_options()).await.unwrap();
+    let had: Vec<f64> = sqlx::query_scalar(
+        "SELECT extract(epoch FROM event_time - pg_postmaster_start_time())::float8 FROM allocation_events WHERE kind = 'released'",
+    )
+    .fetch_all(&sql)
+    .await
+    .unwrap();
+    let [had] = had[..] else { panic!("one of them ends, once: {had:?}") };
+    assert!((OUTAGE.as_secs_f64()..OUTAGE.as_secs_f64() + 60.0).contains(&had), "{had} s");
 }
 
 #[tokio::test(flavor = "multi_thread")]

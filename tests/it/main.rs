@@ -36,6 +36,7 @@ mod refusals;
 mod release;
 mod relocation;
 mod replicas;
+mod restart;
 mod restore;
 mod retention;
 mod schema;

@@ -2,6 +2,7 @@
 //! clients. Nothing is mocked, and no Postgres is a failure.
 
 pub mod certificates;
+mod cluster;
 pub mod credentials;
 mod database;
 pub mod exporter;
@@ -15,6 +16,7 @@ mod tables;
 pub mod watching;
 
 pub use self::{
+    cluster::{OwnPostgres, start_cluster},
     database::TestDatabase,
     replicas::Replicas,
     service::{Client, TestService, TestServiceBuilder, error_info, server, violations},
