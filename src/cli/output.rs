@@ -88,6 +88,10 @@ pub fn shown(text: &str) -> String {
 pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    // A terminal that does not know how wide it is, as one of a container may not, is not one without room.
+    if table.width() == Some(0) {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
     table.set_header(headings.map(|heading| heading.trim_start_matches('>')));
     table.add_rows(rows.into_iter().map(|row| row.map(|cell| shown(&cell))));
     for (column, heading) in table.column_iter_mut().zip(headings) {

@@ -109,6 +109,8 @@ async fn who_waits_sees_one_line_that_is_written_over_and_then_the_result() {
     let (progress, result) = shown.split_once("shop: CREATED").unwrap();
     assert_eq!(progress.matches('\n').count(), 0, "{shown:?}");
     assert!(progress.ends_with("\r\u{1b}[2K") && result.contains("web-1"), "{shown:?}");
+    // This one has no width.
+    assert!(result.contains("PROJECT  MODULE   SERVER"), "{shown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
