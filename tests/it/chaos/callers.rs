@@ -22,8 +22,10 @@ use tonic_types::StatusExt as _;
 use super::history::{self, Answer, Call, Micros, Operation};
 use crate::support::process::PATIENCE;
 
-/// How many call at once.
+/// How many call for the same few projects at once.
 const CALLERS: usize = 16;
+/// How many bring projects of their own, and take them away again: a batch of new projects alone is written another way.
+const NEWCOMERS: usize = 8;
 /// How many projects are called for at a time: few calls of one project overlap, and so a history can be searched.
 const PROJECTS: usize = 10;
 /// So many calls of a project, then another takes its place.
@@ -116,10 +118,14 @@ impl Callers {
 
     /// Sets them to work.
     pub fn start(self: &Arc<Self>, seed: u64) -> Vec<tokio::task::JoinHandle<()>> {
-        (0..CALLERS)
+        (0..CALLERS + NEWCOMERS)
             .map(|number| {
                 let draw = StdRng::seed_from_u64(seed.wrapping_mul(1_000) + number as u64);
-                tokio::spawn(Arc::clone(self).work(number, draw))
+                if number < CALLERS {
+                    tokio::spawn(Arc::clone(self).work(number, draw))
+                } else {
+                    tokio::spawn(Arc::clone(self).come_and_go(number, draw))
+                }
             })
             .collect()
     }
@@ -162,6 +168,29 @@ impl Callers {
                 _ => draw.random_range(2..30),
             };
             sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    /// Brings a project, asks for it again, and gives it back.
+    async fn come_and_go(self: Arc<Self>, caller: usize, mut draw: StdRng) {
+        let mut clients = self.clients();
+        while !self.stop.load(Ordering::Relaxed) {
+            let project = self.name().id;
+            let count = draw.random_range(0..=2);
+            let modules = draw_modules(&mut draw, count);
+            let ensure = Call::Ensure { modules, ram_mb: None, ttl_s: None };
+            let mut calls = vec![ensure.clone(), Call::Release { modules: BTreeSet::new() }];
+            if draw.random_bool(0.3) {
+                calls.insert(1, if draw.random_bool(0.5) { Call::Get } else { ensure });
+            }
+            for call in calls {
+                let replica = draw.random_range(0..clients.len());
+                let answer = self.call_and_repeat(caller, replica, &mut clients, &project, &call).await;
+                if matches!(answer, Answer::Refused(_)) {
+                    self.make_room(caller, replica, &mut clients[replica], &mut draw).await;
+                }
+                sleep(Duration::from_millis(draw.random_range(10..60))).await;
+            }
         }
     }
 
@@ -274,6 +303,10 @@ impl Callers {
             Err(_) => Answer::Unknown("no answer".to_owned()),
         };
         let ended = self.now();
+        if let (Call::Release { .. }, Answer::Unknown(_)) = (&call, &answer) {
+            // It may hold what it holds, and nobody else asks for it.
+            self.retired.lock().unwrap().push(project.clone());
+        }
         let told = answer.clone();
         let operation = Operation { number, caller, replica, project, call, begun, ended, answer };
         self.operations.lock().unwrap().push(operation);

@@ -30,7 +30,7 @@ use crate::support::{
 /// The servers that there are.
 const SERVERS: usize = 3;
 /// The RAM of each: room for those who are called for, and not for many who stay.
-const RAM_MB: u64 = 512 * 8;
+const RAM_MB: u64 = 512 * 12;
 /// How many watch.
 pub const WATCHERS: u64 = 6;
 /// So much of what is wrong is printed.
@@ -110,7 +110,7 @@ impl Storm {
         let mut wrong = bed.ended().await;
         let projects: BTreeSet<_> =
             self.callers.operations().into_iter().map(|operation| operation.project).collect();
-        let projects: Vec<_> = projects.into_iter().collect();
+        let projects: Arc<[String]> = projects.into_iter().collect();
         self.callers.read_all(&projects).await;
         let operations = self.callers.operations();
 
