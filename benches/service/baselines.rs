@@ -17,8 +17,13 @@ use resource_allocator::{
         request::{ModuleRequest, Strategy},
     },
     store::{
-        Store, StoreOptions, WriteTransaction, batches, events::EventColumns, placements::PlacementColumns,
+        Store, StoreOptions, WriteTransaction,
+        batches::{Batch, Expected},
+        events::EventColumns,
+        placements::PlacementColumns,
+        pools::PoolState,
         ports::PortColumns,
+        write_planned,
     },
 };
 use sqlx::postgres::PgConnectOptions;
@@ -134,13 +139,6 @@ fn pgbench(
     Ok(Figures { rate, p50_ms })
 }
 
-/// One batch, as the service would write it.
-struct Batch {
-    placements: PlacementColumns,
-    ports: PortColumns,
-    events: EventColumns,
-}
-
 /// The service's rows, planned beforehand and written by one connection in batches of that size: projects in a second.
 pub fn planned(
     place: &Place,
@@ -160,15 +158,19 @@ pub fn planned(
     let known = place.figure(database, "SELECT count(*) FROM placements")?;
     let count = 40_000_usize.max(batch);
     let mut planner = Planner { sequence: first, number: u64::try_from(known)?, strategy };
-    let batches: Vec<Batch> = (0..count / batch).map(|_| planner.batch(batch)).collect::<Result<_>>()?;
+    let batches: Vec<(Batch, i64)> =
+        (0..count / batch).map(|_| Ok((planner.batch(batch)?, planner.sequence))).collect::<Result<_>>()?;
     let (written, spent) = place.runtime.block_on(async {
         let mut conn = store.acquire_for_combiner().await?;
+        let (transaction, pool) = WriteTransaction::begin(&mut conn).await?;
+        transaction.commit().await?;
+        let PoolState { epoch, inventory_revision, edit_count, mut last_sequence, mut now, .. } = pool;
         let begin = Instant::now();
         let mut written = 0;
-        for batch in &batches {
-            let (mut transaction, _) = WriteTransaction::begin(&mut conn).await?;
-            batches::insert(&mut transaction, &batch.placements, &batch.ports, &batch.events).await?;
-            transaction.commit().await?;
+        for (batch, last) in &batches {
+            let expected = Expected { epoch, last_sequence, inventory_revision, edit_count, now };
+            now = write_planned(&mut conn, batch, &expected).await?.ok_or("someone else wrote")?;
+            last_sequence = *last;
             written += batch.placements.len();
             if begin.elapsed().as_secs_f64() > seconds {
                 break;

@@ -15,7 +15,8 @@ use crate::{
         event::{LogEntry, Operation},
     },
     store::{
-        StoreError, batches,
+        StoreError,
+        batches::{self, Batch},
         events::EventColumns,
         placements::{self, PlacementColumns},
         ports::{self, GivenBackColumns, PortColumns},
@@ -93,6 +94,12 @@ impl Journal {
         &self.entries
     }
 
+    /// The operations, for whoever has no other use for the journal.
+    #[must_use]
+    pub fn into_entries(self) -> Vec<LogEntry> {
+        self.entries
+    }
+
     /// Takes up a placement whose lease alone changed.
     pub fn note_renewal(&mut self, id: ProjectId) {
         self.renewed.insert(id);
@@ -161,10 +168,29 @@ impl Journal {
         }
         if !self.entries.is_empty() {
             // Whatever changes a row is an operation.
-            let events = EventColumns::of(&self.entries)?;
-            batches::insert(conn, &changes.inserted, &changes.given, &events).await?;
+            let written = batches::insert(conn, &self.batch(changes)?, None).await?;
+            written.ok_or_else(StoreError::silent)?;
         }
         Ok(())
+    }
+
+    /// Everything, where one statement says it all; none where nothing is to be written, or not only rows are added.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn as_one_batch(&self) -> Result<Option<Batch>, StoreError> {
+        let changes = self.changes();
+        let adds_only =
+            changes.given_back.is_empty() && changes.deleted.is_empty() && changes.updated.is_empty();
+        if self.entries.is_empty() || !adds_only || !self.places().is_empty() {
+            return Ok(None);
+        }
+        self.batch(changes).map(Some)
+    }
+
+    fn batch(&self, changes: Changes) -> Result<Batch, StoreError> {
+        let events = EventColumns::of(&self.entries)?;
+        Ok(Batch { placements: changes.inserted, ports: changes.given, events })
     }
 
     /// What differs between what is committed and what the operations leave.

@@ -2,6 +2,7 @@
 //!
 //! Writes go through the `combiner`, reads of single projects through the `reader`; other reads are one snapshot each.
 
+mod ahead;
 pub mod audit;
 mod call;
 pub mod combiner;
@@ -12,10 +13,12 @@ mod error;
 pub mod figures;
 mod housekeeper;
 mod inventory;
+mod jobs;
 mod journal;
 mod leases;
 pub mod line;
 mod listed;
+mod locked;
 mod options;
 mod placed;
 mod reader;
@@ -90,6 +93,7 @@ impl Allocator {
             committed,
             conn: None,
             took: 0,
+            clock: None,
         };
         let (reader, reads) = Reader::new(store.clone(), options.queue_limit);
         let mut tasks = JoinSet::new();

@@ -2,6 +2,7 @@
 //! wrong, it is thrown away and read from the tables again.
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use tokio_stream::StreamExt as _;
 use uuid::Uuid;
 
@@ -12,7 +13,10 @@ use crate::{
         event::{Operation, ServerChange, ServerChanged},
         policy::FleetPolicy,
     },
-    store::{StoreError, events, placements, pools::PoolState, ports, read_whole_tables, servers, waiters},
+    store::{
+        StoreError, batches::Expected, events, placements, pools::PoolState, ports, read_whole_tables,
+        servers, waiters,
+    },
 };
 
 /// How many servers are read at once.
@@ -88,9 +92,25 @@ impl Replica {
     #[must_use]
     pub fn includes(&self, pool: &PoolState) -> bool {
         self.epoch == Some(pool.epoch)
+            && !self.fleet.is_attempting()
             && self.edit_count == pool.edit_count
             && self.fleet.sequence() >= pool.last_sequence
             && self.inventory_revision >= pool.inventory_revision
+    }
+
+    /// Where the pool stands as far as this replica knows, where it has nothing to tell the log: what is planned on the fleet as
+    /// it is may be written if that is still so. None where the fleet must be caught up first.
+    #[must_use]
+    pub fn expected(&self, now: OffsetDateTime) -> Option<Expected> {
+        let has_to_tell = !self.unlogged.is_empty() || self.unlogged_policy.is_some();
+        let epoch = self.epoch.filter(|_| !has_to_tell)?;
+        Some(Expected {
+            epoch,
+            last_sequence: self.fleet.sequence(),
+            inventory_revision: self.inventory_revision,
+            edit_count: self.edit_count,
+            now,
+        })
     }
 
     /// The changes by hand that the log does not know of.
@@ -116,6 +136,7 @@ impl Replica {
     /// Whether the log leads from the fleet to where `pool` stands.
     fn can_fold(&self, pool: &PoolState) -> bool {
         self.epoch == Some(pool.epoch)
+            && !self.fleet.is_attempting()
             && (pool.compacted_sequence..=pool.last_sequence).contains(&self.fleet.sequence())
     }
 

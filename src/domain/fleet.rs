@@ -3,6 +3,7 @@
 //!
 //! It holds what a choice needs (servers, sums, ports), not what each project holds: that is read for the projects at hand.
 
+mod attempt;
 mod index;
 mod state;
 mod trie;
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use time::{Duration, OffsetDateTime};
 
-use self::index::Index;
+use self::{attempt::Attempt, index::Index};
 pub use self::{
     index::Among,
     state::{PortStanding, ServerRow, ServerState},
@@ -46,6 +47,7 @@ pub struct Fleet {
     recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
     refusals_cleaned: Option<OffsetDateTime>,
     sequence: i64,
+    attempt: Option<Attempt>,
 }
 
 impl Fleet {
@@ -285,6 +287,7 @@ impl Fleet {
 
     /// Folds one operation of the log: the one way in which sums and ports change.
     pub fn apply(&mut self, entry: &LogEntry) {
+        self.note_step(entry);
         self.sequence = entry.last_sequence();
         self.line.fold(entry);
         match (&entry.operation, &entry.server_handle) {

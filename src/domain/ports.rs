@@ -1,10 +1,13 @@
 //! The ports of one server: which are held, which rest, which are never given; and the choice of the lowest free one.
 
+mod before;
+
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, macros::datetime};
 
+pub use self::before::Before;
 use super::{
     ModuleName,
     port_set::{PortSet, lowest_outside},

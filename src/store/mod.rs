@@ -28,7 +28,11 @@ use sqlx::{
 };
 
 use self::hints::HintListener;
-pub use self::{error::StoreError, migrations::MIGRATOR, write::WriteTransaction};
+pub use self::{
+    error::StoreError,
+    migrations::MIGRATOR,
+    write::{WriteTransaction, read_clock, write_planned},
+};
 
 /// Every statement of ours that is run often has its index. A plan that was cached while a table was small, or before its
 /// statistics were gathered, would scan the table all the same, and go on to while it grows.
@@ -36,7 +40,15 @@ const PREFER_INDEXES: &str = "SET enable_seqscan = off";
 
 /// The combiner and the reader run the same few statements over arrays, thousands of times a second: those are planned once, where
 /// Postgres would plan them anew for each length of the arrays.
-const PLAN_ONCE: &str = "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan";
+macro_rules! plan_once {
+    () => {
+        "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan"
+    };
+}
+const PLAN_ONCE: &str = plan_once!();
+
+/// The combiner's connection is its alone, so that what holds for each of its transactions is said once.
+const PLAN_ONCE_AND_WRITE: &str = concat!(plan_once!(), "; ", write::settings!("SET"));
 
 /// What reads a whole table is faster by its pages, and with memory to gather what it reads; then as before again.
 const READ_WHOLE_TABLES: &str = "SET LOCAL enable_seqscan = on; SET LOCAL work_mem = '64MB'";
@@ -116,7 +128,7 @@ impl Store {
             // Many that lie idle for long: those that a Postgres which is gone has left behind must not fail one caller each.
             shared: pool(options.max_connections.saturating_sub(OWN).max(1), true, PREFER_INDEXES),
             // One each, in use all the time. To test it would be a round trip for each batch; a broken one shows itself at once.
-            combiner: pool(1, false, PLAN_ONCE),
+            combiner: pool(1, false, PLAN_ONCE_AND_WRITE),
             reader: pool(1, false, PLAN_ONCE),
             tailer: pool(1, false, PREFER_INDEXES),
             health: pool(1, false, PREFER_INDEXES),

@@ -1,34 +1,43 @@
-//! The combiner's transaction: begun, limited and put into the pool's queue in one round trip.
+//! The combiner's transactions: one that is begun and put into the pool's queue in one round trip, and a batch that is a
+//! transaction by itself.
 
 use std::ops::{Deref, DerefMut};
 
 use sqlx::{Executor as _, FromRow as _, PgConnection, Postgres, pool::PoolConnection};
+use time::OffsetDateTime;
 
 use super::{
     StoreError,
+    batches::{self, Batch, Expected},
     pools::{self, PoolState, with_pool_columns},
 };
 
-/// How long a transaction that writes may wait for a lock, run a statement, and sit idle. They are the fence: a replica that
-/// freezes while it holds the pool's row loses its session, and its later commit fails.
-macro_rules! begin {
-    () => {
-        "BEGIN; \
-         SET LOCAL lock_timeout = '10s'; \
-         SET LOCAL statement_timeout = '20s'; \
-         SET LOCAL idle_in_transaction_session_timeout = '5s'; \
-         SET LOCAL resource_allocator.writer = 'service'"
+/// How long a transaction that writes may wait for a lock, run a statement, and sit idle; said of a transaction (`SET LOCAL`) or
+/// of a connection (`SET`). They are the fence: a replica that freezes while it holds the pool's row loses its session, and its
+/// later commit fails.
+macro_rules! settings {
+    ($set:literal) => {
+        concat!(
+            $set,
+            " lock_timeout = '10s'; ",
+            $set,
+            " statement_timeout = '20s'; ",
+            $set,
+            " idle_in_transaction_session_timeout = '5s'; ",
+            $set,
+            " resource_allocator.writer = 'service'"
+        )
     };
 }
+pub(super) use settings;
 
 /// Begins a transaction that writes beside the combiner.
-pub(super) const BEGIN_UPKEEP: &str = begin!();
+pub(super) const BEGIN_UPKEEP: &str = concat!("BEGIN; ", settings!("SET LOCAL"));
 
 macro_rules! begin_and_lock {
     ($columns:tt) => {
         concat!(
-            begin!(),
-            "; SELECT ",
+            "BEGIN; SELECT ",
             $columns,
             ", clock_timestamp() AS now FROM pools WHERE pool_id = 1 FOR UPDATE"
         )
@@ -96,4 +105,30 @@ impl Drop for WriteTransaction<'_> {
             self.conn.close_on_drop();
         }
     }
+}
+
+/// Asks the database what time it is, by a connection that may have broken while it lay idle.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn read_clock(conn: &mut PgConnection) -> Result<OffsetDateTime, StoreError> {
+    Ok(sqlx::query_scalar!(r#"SELECT clock_timestamp() AS "now!""#).fetch_one(conn).await?)
+}
+
+/// Writes a batch that was planned before the pool's row was had, in one statement, which is a transaction of its own; returns the
+/// database's time, or none where someone else has the row or the pool stands elsewhere than is expected, and nothing was
+/// written. Where this is given up in the middle, the connection is closed.
+///
+/// # Errors
+/// [`StoreError`]; whether the batch was committed is not known where the connection broke.
+pub async fn write_planned(
+    conn: &mut PoolConnection<Postgres>,
+    batch: &Batch,
+    expected: &Expected,
+) -> Result<Option<OffsetDateTime>, StoreError> {
+    let mut statement = WriteTransaction { conn, open: true };
+    let written = batches::insert(&mut statement, batch, Some(expected)).await;
+    // What Postgres refused it also rolled back.
+    statement.open = matches!(&written, Err(StoreError::Unavailable(_) | StoreError::Driver(_)));
+    written
 }

@@ -68,6 +68,42 @@ async fn what_one_commits_the_other_sees_at_once() {
     assert_eq!(events(&mut one, sql).await, events(&mut two, sql).await);
 }
 
+/// Whoever has been alone for a while plans before it has the pool's row: the other comes in between, in either direction.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_that_the_other_overtook_is_made_anew() {
+    let replicas = Replicas::start().await;
+    let (mut one, mut two) = replicas.clients();
+    one.register(server("a")).await;
+    let alone = async |client: &mut Client, name: &str| {
+        for number in 0..3 {
+            ensure_ram(client, &format!("{name}-{number}"), 256).await.unwrap();
+        }
+    };
+    alone(&mut one, "before").await;
+    // Planned where there was room, and there is none by now.
+    ensure_ram(&mut two, "big", 8192 - 3 * 256).await.unwrap();
+    refused(ensure_ram(&mut one, "late", 256).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
+    // Planned as a refusal, and there is room by now.
+    two.allocator.release_allocation(release("big")).await.unwrap();
+    ensure_ram(&mut one, "late", 1024).await.unwrap();
+    // Planned with a port that the other gave meanwhile.
+    alone(&mut one, "again").await;
+    let theirs = ensure_ram(&mut two, "theirs", 256).await.unwrap();
+    let ours = ensure_ram(&mut one, "ours", 256).await.unwrap();
+    assert_ne!(ours.allocations[0].port, theirs.allocations[0].port);
+    // Planned for a project that the other placed meanwhile.
+    alone(&mut one, "once").await;
+    let placed = ensure_ram(&mut two, "same", 256).await.unwrap();
+    let same = ensure_ram(&mut one, "same", 256).await.unwrap();
+    assert_eq!((same.outcome(), &same.allocations), (EnsureOutcome::Unchanged, &placed.allocations));
+    // Planned on a server that is told to rest meanwhile, by hand.
+    let sql = &replicas.service.database.sql;
+    sqlx::query("UPDATE servers SET status = 'maintenance'").execute(sql).await.unwrap();
+    refused(ensure_ram(&mut one, "idle", 256).await, Code::FailedPrecondition, "NO_ADMISSIBLE_SERVER");
+    assert_consistent(sql).await;
+    assert_eq!(events(&mut one, sql).await, events(&mut two, sql).await);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn interleaved_ensures_through_both_never_collide() {
     const CALLERS: usize = 16;

@@ -1,5 +1,6 @@
 //! The fold: what each operation does to it.
 
+mod attempts;
 mod histories;
 
 use std::{cmp::Reverse, collections::BTreeMap};

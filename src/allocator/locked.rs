@@ -1,0 +1,243 @@
+//! A batch under the pool's row: the row is locked, the fleet is brought to where the pool then stands, the batch is planned on
+//! that and written, and all of it is committed. Whatever a batch asks for can be done so.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use sqlx::PgConnection;
+use time::{OffsetDateTime, macros::datetime};
+use tokio::time::Instant;
+
+use super::{
+    Error,
+    ahead::Clock,
+    combiner::Combiner,
+    command::{Answer, Job, Request},
+    ensure, inventory,
+    jobs::{count, project_ids},
+    journal::Journal,
+    leases, line, relocate,
+    replica::Replica,
+};
+use crate::{
+    domain::{Project, ProjectId, event::ReleaseCause},
+    store::{StoreError, WriteTransaction, placements, pools},
+};
+
+/// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
+const BUSY_TRIES: u32 = 3;
+
+/// How long a transaction may take before the database counts as frozen: longer than its own limits let it take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Whether a request is tried without any other.
+#[derive(Clone, Copy)]
+pub(super) struct Alone(pub(super) bool);
+
+impl Combiner {
+    /// Commits a batch, and what came meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing was then committed, as far as that is known.
+    pub(super) async fn commit_with_retries(
+        &mut self,
+        batch: &mut Vec<Job>,
+        alone: Alone,
+    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let mut tries = 1;
+        loop {
+            match self.commit_in_time(batch, alone).await {
+                Err(StoreError::Busy(error)) if tries < BUSY_TRIES => {
+                    tracing::warn!(tries, error = &error as &dyn std::error::Error, "the database was busy");
+                    tokio::time::sleep(Duration::from_millis(50) * tries).await;
+                    tries += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Commits a batch, or gives up on a database that says nothing.
+    async fn commit_in_time(
+        &mut self,
+        batch: &mut Vec<Job>,
+        alone: Alone,
+    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let begin = Instant::now();
+        let committed = tokio::time::timeout(LIMIT, self.commit(batch, alone)).await;
+        if committed.is_err() {
+            self.replica.write().await.forget();
+        }
+        let committed = committed.unwrap_or_else(|_| Err(StoreError::silent()));
+        metrics::histogram!("allocator_transaction_duration_seconds").record(begin.elapsed());
+        let outcome = match &committed {
+            Ok(_) => "committed",
+            Err(StoreError::Unavailable(_)) => "database_unavailable",
+            Err(StoreError::Busy(_)) => "database_busy",
+            Err(_) => "rejected",
+        };
+        metrics::counter!("allocator_batches_total", "outcome" => outcome).increment(1);
+        committed
+    }
+
+    /// Commits a batch in one transaction, planned ahead where it can be.
+    ///
+    /// When the outcome of the commit itself is unknown, for the connection broke, the fleet is thrown away, and the next lock
+    /// and read tells what happened. The callers are told to try again, which is safe in either case.
+    async fn commit(
+        &mut self,
+        batch: &mut Vec<Job>,
+        Alone(alone): Alone,
+    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        if !alone && let Some(answers) = self.commit_ahead(batch).await? {
+            return Ok(answers);
+        }
+        self.clock = None;
+        let kept = self.conn.take();
+        let is_kept = kept.is_some();
+        let mut conn = match kept {
+            Some(conn) => conn,
+            None => self.store.acquire_for_combiner().await?,
+        };
+        let begun = WriteTransaction::begin(&mut conn).await;
+        if is_kept && matches!(&begun, Err(StoreError::Unavailable(_))) {
+            // It broke while it lay idle. Nothing was begun, so another is as good.
+            drop(begun);
+            drop(conn);
+            return Box::pin(self.commit(batch, Alone(alone))).await;
+        }
+        let (mut transaction, pool) = begun?;
+        let clock = Clock::new(pool.now);
+        if !alone {
+            // Whoever came while these waited for the pool's row.
+            self.take_along(batch);
+            count(batch, Instant::now());
+        }
+        self.took = batch.len();
+        // Only now, so that those who read the fleet do not wait for another replica's transaction.
+        let mut replica = self.replica.write().await;
+        // Whoever was overtaken is likely to be overtaken again.
+        self.clock = (!replica.is_behind(&pool)).then_some(clock);
+        // In later statements than the lock: a statement's snapshot is older than the lock that it waits for.
+        replica.catch_up(&mut transaction, &pool).await?;
+        let result = self.write(&mut transaction, &mut replica, &pool, batch).await;
+        let result = match result {
+            Ok(answers) => transaction.commit().await.map(|()| answers),
+            Err(error) => {
+                drop(transaction);
+                Err(error)
+            }
+        };
+        if result.is_ok() {
+            self.conn = Some(conn);
+            self.committed.send_replace(replica.fleet().sequence());
+        } else {
+            self.clock = None;
+            replica.forget();
+        }
+        result
+    }
+
+    /// Plans every request in memory, in arrival order, and writes what came of it. Those that wait together are concurrent, so
+    /// that any order of theirs is a fair one: usage reports first, then the inventory, then what is given back, then those who wait
+    /// in line, then projects.
+    async fn write(
+        &self,
+        conn: &mut PgConnection,
+        replica: &mut Replica,
+        pool: &pools::PoolState,
+        batch: &[Job],
+    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let context = self.options.context(pool.now);
+        let free_after = after(pool.now, self.options.port_rest);
+        let set_aside_until = after(pool.now, self.options.port_set_aside);
+        leases::keep_time(conn, batch, pool.now).await?;
+        let mut ids = project_ids(batch);
+        // Of the others it is known that there is nothing.
+        ids.retain(|id| replica.placed().may_include(id));
+        let committed: HashMap<ProjectId, Project> = if ids.is_empty() {
+            HashMap::new()
+        } else {
+            let ids: Vec<_> = ids.into_iter().map(ToString::to_string).collect();
+            let records = placements::list_projects(conn, &ids).await?;
+            records.into_iter().map(|(id, record)| (id, record.project)).collect()
+        };
+        let mut journal = Journal::new(pool.now, committed);
+        let mut answers: Vec<Option<Result<Answer, Error>>> = batch.iter().map(|_| None).collect();
+
+        inventory::tell_unlogged(&mut journal, replica);
+        inventory::take_usage(conn, replica, pool, batch, &mut answers).await?;
+        for (job, slot) in batch.iter().zip(&mut answers) {
+            journal.act_for(Arc::clone(&job.call.actor));
+            if let Some(answer) = inventory::write(conn, &mut journal, replica, job, &context).await? {
+                *slot = Some(answer);
+            }
+        }
+        let fleet = replica.fleet_mut();
+        for (job, slot) in batch.iter().zip(&mut answers) {
+            journal.act_for(Arc::clone(&job.call.actor));
+            match &job.request {
+                Request::Release(request) => {
+                    let answer = ensure::release(
+                        &mut journal,
+                        fleet,
+                        request,
+                        &job.request_id,
+                        free_after,
+                        ReleaseCause::Requested,
+                    );
+                    line::release(&mut journal, fleet, &request.project_id);
+                    *slot = Some(Ok(Answer::Released(answer)));
+                }
+                Request::Leave { project_id, caller } => {
+                    line::leave(&mut journal, fleet, project_id, *caller);
+                }
+                Request::Housekeep => line::look_anew(fleet),
+                _ => {}
+            }
+        }
+        // What was given back is for those who wait, before anyone who comes now.
+        line::settle(conn, &mut journal, fleet, &context).await?;
+        for (job, slot) in batch.iter().zip(&mut answers) {
+            journal.act_for(Arc::clone(&job.call.actor));
+            match &job.request {
+                Request::Ensure(request) => {
+                    let answer = ensure::ensure(&mut journal, fleet, request, &job.request_id, &context);
+                    *slot = Some(answer.map(Answer::Ensured).map_err(Error::from));
+                }
+                Request::Wait(asked) => {
+                    let terms = (pool, &context, self.options.line_limit);
+                    let answer = line::wait(&mut journal, fleet, asked, &job.request_id, terms);
+                    *slot = Some(answer.map_err(Error::from));
+                }
+                Request::Relocate(request) => {
+                    let id = &job.request_id;
+                    let answer = relocate::relocate(&mut journal, fleet, request, id, &context, free_after);
+                    *slot = Some(answer.map(Answer::Relocated).map_err(Error::from));
+                }
+                Request::ReportPortInUse(report) => {
+                    let id = &job.request_id;
+                    let answer =
+                        relocate::replace_port(&mut journal, fleet, report, id, &context, set_aside_until);
+                    *slot = Some(answer.map(Answer::PortReplaced).map_err(Error::from));
+                }
+                _ => {}
+            }
+        }
+        if batch.iter().any(|job| matches!(job.request, Request::Housekeep)) {
+            journal.act_for("");
+            leases::end(conn, &mut journal, fleet, free_after).await?;
+        }
+        line::settle(conn, &mut journal, fleet, &context).await?;
+        journal.write(conn).await?;
+        line::write(conn, &journal, fleet).await?;
+        replica.placed().apply(journal.entries());
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
+    }
+}
+
+/// So much later, or as late as the tables can say: whoever means "for good" writes a very long time.
+fn after(now: OffsetDateTime, duration: Duration) -> OffsetDateTime {
+    const LATEST: OffsetDateTime = datetime!(9998-12-31 00:00 UTC);
+    let duration = time::Duration::try_from(duration).unwrap_or(time::Duration::MAX);
+    now.checked_add(duration).map_or(LATEST, |time| time.min(LATEST))
+}

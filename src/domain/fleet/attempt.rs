@@ -1,0 +1,125 @@
+//! An attempt: what a transaction that is not yet committed did to the fleet, to be taken back where it comes to nothing. That is
+//! cheap, where to read the tables anew is not; so a replica may plan before it knows that nobody else has committed meanwhile.
+//!
+//! What can be taken back is what a batch of ensures does: placements, ports and refusals.
+
+use time::OffsetDateTime;
+
+use super::Fleet;
+use crate::domain::{
+    ProjectId, Reason, Resources, ServerHandle,
+    event::{LogEntry, Operation},
+    ports::Before,
+};
+
+/// What was done since the attempt began.
+#[derive(Debug, Clone, Default)]
+pub struct Attempt {
+    /// The fleet's number before it.
+    sequence: i64,
+    steps: Vec<Step>,
+    /// Something was applied that cannot be taken back.
+    is_final: bool,
+}
+
+/// What one operation did.
+#[derive(Debug, Clone)]
+struct Step {
+    placed: Option<Placed>,
+    /// The refusal that was told last, of the operation's project.
+    refusal: Option<(ProjectId, Option<(Reason, OffsetDateTime)>)>,
+}
+
+#[derive(Debug, Clone)]
+struct Placed {
+    handle: ServerHandle,
+    grown: Resources,
+    placements: i64,
+    ports: Vec<Before>,
+}
+
+impl Fleet {
+    /// Begins an attempt: what is applied from now on can be taken back until it is kept.
+    pub fn attempt(&mut self) {
+        self.attempt = Some(Attempt { sequence: self.sequence, ..Attempt::default() });
+    }
+
+    /// Whether there is an attempt: what the fleet then says may come to nothing.
+    #[must_use]
+    pub fn is_attempting(&self) -> bool {
+        self.attempt.is_some()
+    }
+
+    /// Keeps what the attempt did: it is committed.
+    pub fn keep_attempt(&mut self) {
+        self.attempt = None;
+    }
+
+    /// Takes back what the attempt did; tells whether that could be done. Where it could not, the fleet is of no use any more.
+    #[must_use]
+    pub fn take_back_attempt(&mut self) -> bool {
+        let Some(attempt) = self.attempt.take() else { return true };
+        for step in attempt.steps.into_iter().rev() {
+            self.take_back(step);
+        }
+        self.sequence = attempt.sequence;
+        !attempt.is_final
+    }
+
+    /// Notes what an operation is about to change, where there is an attempt.
+    pub(super) fn note_step(&mut self, entry: &LogEntry) {
+        if self.attempt.is_none() {
+            return;
+        }
+        let step = self.step(entry);
+        let Some(attempt) = &mut self.attempt else { return };
+        match step {
+            Some(step) => attempt.steps.push(step),
+            None => attempt.is_final = true,
+        }
+    }
+
+    /// What is needed to take an operation back; none where it cannot be.
+    fn step(&self, entry: &LogEntry) -> Option<Step> {
+        let project = entry.project_id.as_ref()?;
+        let refusal = Some((project.clone(), self.recent_refusals.get(project).copied()));
+        match (&entry.operation, &entry.server_handle) {
+            (Operation::Ensured(ensured), Some(handle))
+                if ensured.served.is_none() && self.line.get(project).is_none() =>
+            {
+                let ports = &self.get(handle)?.ports;
+                let before = ensured.allocations.iter().map(|held| ports.standing(held.protocol, held.port));
+                let placed = Placed {
+                    handle: handle.clone(),
+                    grown: ensured.grown,
+                    placements: i64::from(ensured.selected.is_some()),
+                    ports: before.collect(),
+                };
+                Some(Step { placed: Some(placed), refusal })
+            }
+            (Operation::Refused(_), _) => Some(Step { placed: None, refusal }),
+            _ => None,
+        }
+    }
+
+    fn take_back(&mut self, step: Step) {
+        if let Some(Placed { handle, grown, placements, ports }) = step.placed {
+            self.change_quietly(&handle, |state| {
+                state.reserved -= grown;
+                state.placement_count -= placements;
+                for before in ports.iter().rev() {
+                    state.ports.restore(before);
+                }
+            });
+        }
+        match step.refusal {
+            Some((project, Some(told))) => {
+                self.recent_refusals.insert(project, told);
+            }
+            Some((project, None)) => {
+                self.recent_refusals.remove(&project);
+            }
+            None => {}
+        }
+    }
+}

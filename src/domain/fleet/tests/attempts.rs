@@ -1,0 +1,53 @@
+//! Attempts: what was taken back was never there.
+
+use proptest::{collection, prelude::*};
+
+use super::*;
+use crate::domain::testing::{
+    arbitrary::{arbitrary_ensure, arbitrary_servers},
+    cases,
+};
+
+proptest! {
+    #![proptest_config(cases(256))]
+
+    /// Also where ports rest, where projects are refused, and where an attempt was kept before.
+    #[test]
+    fn what_is_taken_back_was_never_there(
+        servers in arbitrary_servers(),
+        before in collection::vec(arbitrary_ensure(), 0..6),
+        kept in collection::vec(arbitrary_ensure(), 0..3),
+        attempted in collection::vec(arbitrary_ensure(), 0..8),
+    ) {
+        let mut ledger = Ledger::of(&servers);
+        for request in &before {
+            let _ = ledger.ensure(request);
+        }
+        let placed: Vec<_> = ledger.projects.keys().cloned().collect();
+        for id in placed.iter().step_by(2) {
+            ledger.release_modules(id, &[]);
+        }
+        ledger.fleet.attempt();
+        for request in &kept {
+            let _ = ledger.ensure(request);
+        }
+        ledger.fleet.keep_attempt();
+        let as_kept = ledger.fleet.clone();
+        ledger.fleet.attempt();
+        for request in &attempted {
+            let _ = ledger.ensure(request);
+        }
+        prop_assert!(ledger.fleet.take_back_attempt());
+        assert_same(&ledger.fleet, &as_kept);
+        prop_assert_eq!(&ledger.fleet.recent_refusals, &as_kept.recent_refusals);
+    }
+}
+
+#[test]
+fn a_release_cannot_be_taken_back() {
+    let mut ledger = Ledger::of([&a_server("web-1")]);
+    ledger.ensure(&an_ensure("shop")).unwrap();
+    ledger.fleet.attempt();
+    ledger.release("shop", &[]);
+    assert!(!ledger.fleet.take_back_attempt());
+}
