@@ -11,10 +11,8 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-use crate::support;
+use crate::{raw, support};
 
-/// The largest frame of HTTP/2 that watchers take: more than the default of 16 kB, for fewer calls of the kernel.
-const FRAME_BYTES: u32 = 1 << 16;
 /// Servers with room and ports for whatever is placed.
 const SERVERS: usize = 64;
 
@@ -32,11 +30,10 @@ impl Replica {
         endpoint.tcp_nodelay(true).connect().await.expect("the service answers")
     }
 
-    /// A connection for watchers, which takes much at once.
-    pub async fn connect_watchers(&self) -> Channel {
-        let endpoint = Channel::from_shared(self.0.endpoint.clone()).expect("an address");
-        let endpoint = endpoint.tcp_nodelay(true).max_frame_size(FRAME_BYTES);
-        endpoint.connect().await.expect("the service answers")
+    /// A connection with a watcher for each request.
+    pub async fn watch(&self, requests: &[v1::WatchAllocationsRequest]) -> raw::Connection {
+        let address = self.0.endpoint.trim_start_matches("http://");
+        raw::Connection::open(address, requests).await.expect("the watches open")
     }
 
     /// A client over a connection of its own.

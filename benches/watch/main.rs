@@ -8,6 +8,7 @@
 //! ```
 
 mod bed;
+mod cpu;
 mod crowd;
 mod latency;
 mod load;

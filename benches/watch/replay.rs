@@ -6,7 +6,7 @@ use resource_allocator::proto::v1::WatchAllocationsRequest;
 use sqlx::{Connection as _, PgConnection, postgres::PgPoolCopyExt as _};
 use tokio_stream::StreamExt as _;
 
-use super::{bed::Bed, load::ensure, median, raw};
+use super::{bed::Bed, load::ensure, median, raw::Told};
 
 /// Of four events each.
 const OPERATIONS: i64 = 250_000;
@@ -75,14 +75,19 @@ async fn copy(bed: &Bed) -> Duration {
 }
 
 async fn replay(bed: &Bed, events: i64) -> Duration {
-    let channel = bed.replicas[1].connect_watchers().await;
     let begun = Instant::now();
     let request = WatchAllocationsRequest { from_beginning: true, ..Default::default() };
-    let mut messages = raw::watch(channel, &request).await;
-    let mut told = 0;
-    while told < events {
-        let begun = messages.next().await.expect("it goes on").expect("it does not end");
-        told += i64::try_from(begun).expect("a count");
+    let mut connection = bed.replicas[1].watch(&[request]).await;
+    let mut last = 0;
+    let events = u64::try_from(events).expect("a count");
+    while last < events {
+        let read = connection.read(|_, told| {
+            if let Told::Event(number) = told {
+                assert_eq!(number, last + 1, "each once and in order");
+                last = number;
+            }
+        });
+        read.await.expect("it goes on");
     }
     begun.elapsed()
 }

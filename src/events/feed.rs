@@ -97,6 +97,11 @@ impl Feed {
         thread.everything.receiver_count() + narrow
     }
 
+    /// How many listen to everything.
+    pub fn listeners_to_everything(&self) -> usize {
+        self.thread().everything.receiver_count()
+    }
+
     /// Hands operations to everyone whom they concern.
     pub fn send(&self, batch: Batch) {
         let thread = self.thread();

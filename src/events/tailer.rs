@@ -23,6 +23,10 @@ use crate::{
 const POLL: Duration = Duration::from_millis(100);
 /// How far apart what is handed round is at least: each time wakes everyone who watches everything. What comes alone goes at once.
 const APART: Duration = Duration::from_millis(20);
+/// The same for each who watches everything, where they are many: to be woken and written to costs the same for one event or many.
+const APART_EACH: Duration = Duration::from_micros(300);
+/// The most of it.
+const APART_AT_MOST: Duration = Duration::from_millis(100);
 /// How long a read may take: a database that froze in the middle of one says nothing.
 pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 /// How many operations are read at once.
@@ -164,6 +168,12 @@ impl Hub {
     }
 }
 
+/// How long the next time waits, where so many watch everything.
+fn apart(watchers: usize) -> Duration {
+    let each = APART_EACH.saturating_mul(u32::try_from(watchers).unwrap_or(u32::MAX));
+    each.clamp(APART, APART_AT_MOST)
+}
+
 async fn tail(hub: Hub, mut committed: watch::Receiver<i64>, news: Arc<Notify>) {
     let mut allocator_lives = true;
     let mut again = Instant::now();
@@ -177,12 +187,24 @@ async fn tail(hub: Hub, mut committed: watch::Receiver<i64>, news: Arc<Notify>) 
         sleep_until(again).await;
         let followed = tokio::time::timeout(READ_LIMIT, hub.follow()).await;
         match followed.unwrap_or_else(|_| Err(StoreError::silent())) {
-            Ok(true) => again = Instant::now() + APART,
+            Ok(true) => again = Instant::now() + apart(hub.feed.listeners_to_everything()),
             Ok(false) => {}
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the log cannot be followed now");
                 sleep(POLL).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_more_watch_everything_the_less_often_they_are_woken_up_to_a_limit() {
+        assert_eq!([0, 1, 66].map(apart), [APART; 3]);
+        assert_eq!(apart(200), Duration::from_millis(60));
+        assert_eq!([334, 10_000, usize::MAX].map(apart), [APART_AT_MOST; 3]);
     }
 }
