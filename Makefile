@@ -1,7 +1,7 @@
 # Thin: every target calls a script in scripts/, which says what it does and installs what is missing.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test soak chaos check bench c2m setup
+.PHONY: help run test soak chaos check fuzz mutants bench c2m setup
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,12 @@ chaos: ## Break everything under load for two minutes, over three replicas, and 
 
 check: ## Run what CI checks beside the tests: formats, lints, docs, contracts, licences
 	@scripts/check
+
+fuzz: ## Feed what strangers may send with bytes that nobody would (30 seconds for each target)
+	@scripts/fuzz
+
+mutants: ## Change src/domain in one place after the other, and see that a test notices (about an hour)
+	@scripts/mutants
 
 bench: ## Measure the service beside what the machine could do (about ten minutes)
 	@scripts/bench

@@ -1,13 +1,14 @@
 //! The flags of `serve`, each with its environment variable and its default. There is no other configuration file.
 
 mod limits;
+mod telemetry;
 
 use std::{ffi::OsStr, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Arg, Args, Command, ValueEnum, builder::TypedValueParser, error::ErrorKind};
 use sqlx::postgres::PgConnectOptions;
 
-pub use self::limits::LimitArgs;
+pub use self::{limits::LimitArgs, telemetry::TelemetryArgs};
 use crate::{
     domain::{policy::PolicyPatch, request::Strategy},
     http::Origin,

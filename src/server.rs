@@ -160,7 +160,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
     let routes = http::routes(routes, api, readable, options.cors_origins, gate, options.max_call_rate);
     let incoming = listener::incoming(listener, certificates, options.listener);
     let serving =
-        limited(&limits).layer(MapResponseLayer::new(with_reason)).layer(RequestIdLayer).add_routes(routes);
+        limited(&limits).layer(RequestIdLayer).layer(MapResponseLayer::new(with_reason)).add_routes(routes);
     let soft = shutdown.soft.clone();
     let task = tokio::spawn(async move {
         let stop = {

@@ -21,6 +21,7 @@ mod fullness;
 mod latency;
 mod lists;
 mod load;
+mod observability;
 mod place;
 mod plot;
 mod report;
@@ -35,7 +36,7 @@ use support::Result;
 
 type Scenario = fn(&Place, &mut Report) -> Result<()>;
 
-const SCENARIOS: [(&str, Scenario); 9] = [
+const SCENARIOS: [(&str, Scenario); 10] = [
     ("choice", choices),
     ("new", throughput::new_projects),
     ("replicas", throughput::replicas),
@@ -45,6 +46,7 @@ const SCENARIOS: [(&str, Scenario); 9] = [
     ("lists", lists::lists_and_start),
     ("overload", throughput::overload),
     ("upkeep", upkeep::upkeep),
+    ("observability", observability::observability),
 ];
 
 /// How often each figure is taken; the median is told.

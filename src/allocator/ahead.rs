@@ -11,6 +11,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use time::OffsetDateTime;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{
     Error,
@@ -28,6 +29,7 @@ use crate::{
         batches::{Batch, Expected},
         read_clock, write_planned,
     },
+    traced,
 };
 
 /// A connection that was not used for so long is tried before it is used.
@@ -100,7 +102,9 @@ impl Combiner {
             self.conn = Some(conn);
             return Ok(None);
         };
-        let written = write_planned(&mut conn, &rows, &expected).await;
+        let mut trace = traced::Batch::default();
+        trace.join(batch.iter().map(|job| &job.call.trace));
+        let written = write_planned(&mut conn, &rows, &expected).instrument(trace.span()).await;
         if let Ok(Some(now)) = written {
             self.clock = Some(Clock::new(now));
             self.conn = Some(conn);

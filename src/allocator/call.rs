@@ -4,18 +4,27 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use tracing::Span;
 
 tokio::task_local! {
     static CALL: Call;
 }
 
 /// A call that is served.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Call {
     /// Who asks; empty where nobody says who calls, and for what nobody asks for.
     pub actor: Arc<str>,
     /// Until when the caller waits; none where it did not say.
     pub deadline: Option<Instant>,
+    /// Its span in the trace; none where it is not traced.
+    pub trace: Span,
+}
+
+impl Default for Call {
+    fn default() -> Self {
+        Self { actor: Arc::default(), deadline: None, trace: Span::none() }
+    }
 }
 
 impl Call {

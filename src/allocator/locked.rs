@@ -6,6 +6,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use sqlx::PgConnection;
 use time::{OffsetDateTime, macros::datetime};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::{
     Error,
@@ -21,6 +22,7 @@ use super::{
 use crate::{
     domain::{Project, ProjectId, event::ReleaseCause},
     store::{StoreError, WriteTransaction, placements, pools},
+    traced,
 };
 
 /// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
@@ -98,7 +100,9 @@ impl Combiner {
             Some(conn) => conn,
             None => self.store.acquire_for_combiner().await?,
         };
-        let begun = WriteTransaction::begin(&mut conn).await;
+        let mut trace = traced::Batch::default();
+        trace.join(batch.iter().map(|job| &job.call.trace));
+        let begun = WriteTransaction::begin(&mut conn).instrument(trace.span()).await;
         if is_kept && matches!(&begun, Err(StoreError::Unavailable(_))) {
             // It broke while it lay idle. Nothing was begun, so another is as good.
             drop(begun);
@@ -111,6 +115,7 @@ impl Combiner {
             // Whoever came while these waited for the pool's row.
             self.take_along(batch);
             count(batch, Instant::now());
+            trace.join(batch.iter().map(|job| &job.call.trace));
         }
         self.took = batch.len();
         // Only now, so that those who read the fleet do not wait for another replica's transaction.
@@ -119,9 +124,10 @@ impl Combiner {
         self.clock = (!replica.is_behind(&pool)).then_some(clock);
         // In later statements than the lock: a statement's snapshot is older than the lock that it waits for.
         replica.catch_up(&mut transaction, &pool).await?;
-        let result = self.write(&mut transaction, &mut replica, &pool, batch).await;
+        let written = self.write(&mut transaction, &mut replica, &pool, batch);
+        let result = written.instrument(trace.span()).await;
         let result = match result {
-            Ok(answers) => transaction.commit().await.map(|()| answers),
+            Ok(answers) => transaction.commit().instrument(trace.span()).await.map(|()| answers),
             Err(error) => {
                 drop(transaction);
                 Err(error)

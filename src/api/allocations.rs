@@ -1,8 +1,8 @@
 //! The RPCs of `ResourceAllocator`, but for the watch.
 
-use super::{Api, PageToken, decode, encode, page_token, status::ApiError, token::filter_key};
+use super::{Api, PageToken, call_notes, decode, encode, page_token, status::ApiError, token::filter_key};
 use crate::{
-    allocator::command::EnsureAnswer,
+    allocator::command::{EnsureAnswer, Outcome},
     domain::placement::{FoundServer, project_not_found},
     proto::v1,
     store::allocations::{AllocationFilter, AllocationRecord},
@@ -24,6 +24,7 @@ impl Api {
             Some(wait) => self.allocator.ensure_or_wait(&self.hub, request, wait, request_id).await?,
             None => self.allocator.ensure(request, request_id).await?,
         };
+        call_notes::note_outcome(in_a_word(answer.outcome));
         let mut response = self.ensured(&answer);
         if validate_only {
             encode::leave_out_what_is_not_written(response.placement.as_mut(), &mut response.allocations);
@@ -160,6 +161,15 @@ impl Api {
             rejections: rejections.collect(),
             rejected_by_reason,
         })
+    }
+}
+
+/// An outcome for the log.
+fn in_a_word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Created => "created",
+        Outcome::Extended => "extended",
+        Outcome::Unchanged => "unchanged",
     }
 }
 

@@ -26,9 +26,35 @@ pub fn code_name(code: Code) -> &'static str {
     }
 }
 
+/// Whether an answer's headers tell of no error.
+#[must_use]
+pub fn is_ok(headers: &HeaderMap) -> bool {
+    code(headers) == Code::Ok
+}
+
+/// The code's number, and whether it says that the service is at fault and not its caller.
+#[must_use]
+pub fn number_of(headers: &HeaderMap) -> (i64, bool) {
+    let code = code(headers);
+    let is_our_fault = matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    );
+    (i32::from(code).into(), is_our_fault)
+}
+
 /// The name of the code that an answer's headers tell. A call that succeeds tells it in trailers; one that fails before its first
 /// message has headers alone.
 #[must_use]
 pub fn code_of(headers: &HeaderMap) -> &'static str {
-    code_name(headers.get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes())))
+    code_name(code(headers))
+}
+
+fn code(headers: &HeaderMap) -> Code {
+    headers.get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }

@@ -40,6 +40,11 @@ pub enum ApiError {
         /// When it may call again.
         retry_after: Duration,
     },
+    /// The caller's connection is one too many.
+    TooManyConnections {
+        /// How many there may be.
+        limit: usize,
+    },
     /// The service is up, and its database is not.
     DatabaseUnavailable,
 }

@@ -5,9 +5,10 @@
 mod about;
 mod allocations;
 mod batch;
+mod call_notes;
 pub mod code_name;
 mod deadline;
-mod decode;
+pub mod decode;
 mod encode;
 mod error;
 mod inventory;
@@ -37,7 +38,7 @@ use self::{
 };
 use crate::{
     allocator::{Allocator, Call},
-    auth::{AboutProjects, Caller, Denied},
+    auth::{About, AboutProjects, Caller, Denied},
     domain::request::Strategy,
     events::Hub,
     proto::v1::{
@@ -93,7 +94,12 @@ impl Api {
             .ok_or(Denied::NoCredentials)
             .and_then(|caller| caller.may_ask_about(request.get_ref().about()).map(|()| caller.name().into()))
             .map_err(|denied| self.refuse(&denied.into(), &request_id))?;
-        let call = Call { actor, deadline: deadline::of(&request) };
+        if let About::Project(project_id) = request.get_ref().about() {
+            call_notes::note_project(project_id);
+        }
+        let trace = request.extensions().get::<request_id::CallTrace>().map(|trace| trace.0.clone());
+        let trace = trace.unwrap_or_else(tracing::Span::none);
+        let call = Call { actor, deadline: deadline::of(&request), trace };
         let answer = call.serve(work(self, request.into_inner(), request_id.clone())).await;
         answer.map(Response::new).map_err(|error| self.refuse(&error, &request_id))
     }

@@ -11,20 +11,26 @@ use tonic::{
     codegen::http::{HeaderValue, Request, Response},
 };
 use tower::{Layer, Service};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use super::rpc_metrics;
-use crate::domain::ids::check_name;
+use super::{call_notes, code_name, rpc_metrics};
+use crate::{domain::ids::check_name, traced};
 
 /// The header that carries it.
 pub const HEADER: &str = "x-request-id";
+/// Where JSON is answered; what else HTTP asks for is a probe or a mistake.
+const JSON: &str = "/api/";
 /// A caller's own id that is longer is not taken.
 const MAX_LENGTH: usize = 128;
 
 /// The id of a request.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub String);
+
+/// A call's span in its trace.
+#[derive(Debug, Clone)]
+pub struct CallTrace(pub Span);
 
 /// The id that the layer gave a request; a new one where there is no layer.
 #[must_use]
@@ -76,7 +82,14 @@ where
         let path = request.uri().path();
         let method = rpc_metrics::find(path);
         let span = tracing::info_span!("rpc", method = path, request_id = id, actor = tracing::field::Empty);
+        let is_ours = method.is_some() || path.starts_with(JSON);
+        // Paths that callers make up are none of ours.
+        let trace = if method.is_some() { traced::call(path, &id, request.headers()) } else { Span::none() };
+        if !trace.is_disabled() {
+            request.extensions_mut().insert(CallTrace(trace.clone()));
+        }
         let future = self.inner.call(request);
+        let noted = id.clone();
         let answer = async move {
             let start = tokio::time::Instant::now();
             let mut response = future.await?;
@@ -88,12 +101,13 @@ where
             if let Some(method) = method {
                 rpc_metrics::count(method, &response, duration);
             }
-            let status = response.headers().get("grpc-status").and_then(|value| value.to_str().ok());
-            let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-            let http_status = response.status().as_u16();
-            tracing::debug!(http_status, grpc_status = status.unwrap_or("0"), duration_ms, "answered");
+            if !trace.is_disabled() {
+                let (code, is_our_fault) = code_name::number_of(response.headers());
+                traced::end(&trace, code, is_our_fault);
+            }
+            call_notes::write(&response, duration, is_ours);
             Ok(response)
         };
-        Box::pin(answer.instrument(span))
+        Box::pin(call_notes::noting(noted, answer).instrument(span))
     }
 }

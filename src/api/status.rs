@@ -8,6 +8,8 @@ use tonic::{Code, Status, codegen::http::HeaderMap};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
+    call_notes,
+    code_name::code_name,
     decode::{FieldViolation, told},
     token::{ResumeToken, Tokens},
 };
@@ -99,7 +101,7 @@ impl Answer {
         let disposition = self.disposition.as_str();
         metrics::counter!("allocator_refusals_total", "reason" => self.reason, "disposition" => disposition)
             .increment(1);
-        tracing::info!(code = ?self.code, reason = self.reason, told = message, "refused");
+        call_notes::note_refusal(code_name(self.code), self.reason, self.disposition, &message);
         let mut metadata: HashMap<_, _> =
             self.metadata.into_iter().map(|(key, value)| (key, cut(value, MAX_VALUE_BYTES))).collect();
         metadata.insert("disposition".to_owned(), disposition.to_owned());
@@ -165,6 +167,14 @@ pub fn to_status(error: &ApiError, request_id: &str, tokens: &Tokens, epoch: Opt
         )
         .with("limit", limit)
         .retry_after(*retry_after),
+        ApiError::TooManyConnections { limit } => Answer::new(
+            Code::ResourceExhausted,
+            "OVERLOADED",
+            Disposition::Technical,
+            format!("there are {limit} connections already, which is the most that this replica takes; connect anew and try again"),
+        )
+        .with("connection_limit", limit)
+        .retry_after(RETRY_SOON),
         ApiError::DatabaseUnavailable => database_unavailable(),
     };
     answer.into_status(request_id)

@@ -3,14 +3,13 @@
 
 use tonic::{body::Body, codegen::http::Response};
 
-use super::{request_id, status};
+use super::{call_notes, status};
 
 /// Adds an `ErrorInfo` to an answer that is an error without details. What fails before its first message is answered by headers
 /// alone, the request's id among them.
 #[must_use]
 pub fn with_reason(mut response: Response<Body>) -> Response<Body> {
-    let id = response.headers().get(request_id::HEADER).and_then(|id| id.to_str().ok()).unwrap_or_default();
-    if let Some(typed) = status::of_transport(response.headers(), id) {
+    if let Some(typed) = status::of_transport(response.headers(), &call_notes::request_id()) {
         // Details are bytes, and bytes always make a header.
         let _ = typed.add_header(response.headers_mut());
     }

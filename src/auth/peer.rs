@@ -18,6 +18,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// The certificate that it has proved to be its own, where it showed one.
     pub certificate: Option<Arc<PeerCertificate>>,
+    /// How many connections there may be, where this is one more.
+    pub beyond: Option<usize>,
 }
 
 /// What a client's certificate says of it. Its authority was checked in the handshake.
@@ -34,7 +36,7 @@ impl Peer {
     #[must_use]
     pub fn new(address: SocketAddr, certificate: Option<&[u8]>) -> Self {
         let read = certificate.and_then(PeerCertificate::read);
-        Self { address, certificate: read.map(Arc::new) }
+        Self { address, certificate: read.map(Arc::new), beyond: None }
     }
 }
 

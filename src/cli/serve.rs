@@ -8,14 +8,17 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     allocator::AllocatorOptions,
-    config::{DatabaseArgs, EventArgs, LimitArgs, ListenArgs, LogArgs, PlacementArgs},
+    config::{DatabaseArgs, EventArgs, LimitArgs, ListenArgs, LogArgs, PlacementArgs, TelemetryArgs},
     events::WatchOptions,
     followed, inventory_file,
     postgres::{self, Cluster},
     proto::v1,
     server::{self, ServerOptions},
     shutdown::Shutdown,
-    telemetry::log,
+    telemetry::{
+        log,
+        traces::{TraceOptions, Traces},
+    },
 };
 
 /// Arguments of `serve`.
@@ -37,6 +40,8 @@ pub struct ServeArgs {
     events: EventArgs,
     #[command(flatten)]
     log: LogArgs,
+    #[command(flatten)]
+    telemetry: TelemetryArgs,
 }
 
 /// Runs the service until it is told to stop.
@@ -44,15 +49,30 @@ pub struct ServeArgs {
 /// # Errors
 /// What stands in its way, in one line.
 pub fn run(args: ServeArgs) -> anyhow::Result<()> {
-    log::init(args.log.log_format);
-    let inventory = args.placement.inventory.as_deref().map(read_inventory).transpose()?.unwrap_or_default();
-    // Before the runtime: Postgres is told of our death by the thread that started it.
-    let (cluster, connect) = database(&args.database)?;
-    let result = tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(serve(args, connect, inventory));
+        .context("cannot start the runtime")?;
+    let inside = runtime.enter();
+    let traces = args.telemetry.otlp_endpoint.clone().map(|endpoint| {
+        Traces::start(&TraceOptions { endpoint, sample_ratio: args.telemetry.trace_sample_ratio })
+    });
+    let traces = traces.transpose().context("cannot send traces to --otlp-endpoint")?;
+    let levels = log::init(args.log.log_format, traces.as_ref().map(Traces::tracer));
+    if let Some((levels, file)) = levels.zip(args.telemetry.log_levels.clone()) {
+        levels.follow(file).context("cannot take the levels of --log-levels")?;
+    }
+    drop(inside);
+    let inventory = args.placement.inventory.as_deref().map(read_inventory).transpose()?.unwrap_or_default();
+    // By this thread, which lives as long as the process: Postgres is told of the death of the thread that started it.
+    let (cluster, connect) = database(&args.database)?;
+    let result = runtime.block_on(async {
+        let result = serve(args, connect, inventory).await;
+        if let Some(traces) = traces {
+            traces.finish().await;
+        }
+        result
+    });
     if let Some(cluster) = cluster {
         cluster.stop()?;
     }

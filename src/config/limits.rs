@@ -11,7 +11,7 @@ use crate::listener::{ConnectionLimits, ListenerOptions};
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// How many connections there may be at a time; others wait until one ends
+    /// How many connections there may be at a time; a few more are answered `OVERLOADED`, others wait
     #[arg(long, env = "RESOURCE_ALLOCATOR_MAX_CONNECTIONS", default_value_t = 10_000, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,

@@ -84,7 +84,10 @@ async fn read(http: &Http, id: &RequestId, caller: &Caller, query: &str) -> Resu
 }
 
 /// Reads the filters. One that is there filters, also when it is empty or 0 (L31); whatever else is there is refused.
-fn filters(query: &str) -> Result<v1::ListAllocationsRequest, ApiError> {
+///
+/// # Errors
+/// What is wrong with the query.
+pub fn filters(query: &str) -> Result<v1::ListAllocationsRequest, ApiError> {
     let mut fields = Fields::default();
     let mut request = v1::ListAllocationsRequest { page_size: PAGE_SIZE, ..Default::default() };
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {

@@ -31,6 +31,11 @@ pub(super) async fn admit(
     let shown = request.headers().get_all(header::AUTHORIZATION).iter().map(AsRef::as_ref);
     match http.gate.admit(request.uri().path(), shown, request.extensions().get::<Peer>()) {
         Ok(Some(caller)) => {
+            let beyond = request.extensions().get::<Peer>().and_then(|peer| peer.beyond);
+            if let Some(limit) = beyond {
+                let error = ApiError::TooManyConnections { limit };
+                return status::as_asked(&http.api.refuse(&error, &id.0), request.headers());
+            }
             if let Err(error) = count(&http, &caller, request.extensions().get::<Peer>()) {
                 return status::as_asked(&http.api.refuse(&error, &id.0), request.headers());
             }

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic_web::GrpcWebLayer;
 
-pub use self::{origin::Origin, probes::Readiness};
+pub use self::{allocations::filters, origin::Origin, probes::Readiness};
 use crate::{
     api::Api,
     auth::{CallRate, Gate},

@@ -5,15 +5,17 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc},
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Certificates, Connection, ListenerOptions};
+use super::{Certificates, Connection, ListenerOptions, connection::Place};
 
 /// How long nothing is taken after the system said that it cannot: it has no descriptor or no memory left, and says so again at
 /// once to whoever asks at once.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How many connections beyond those that there may be are told so, at a time.
+const BEYOND: usize = 64;
 /// What the first byte of a TLS handshake is.
 const HANDSHAKE: u8 = 22;
 /// The answer to a client that speaks HTTP/1.1 where TLS is spoken.
@@ -26,7 +28,11 @@ pub(super) async fn run(
     options: ListenerOptions,
     sender: mpsc::Sender<Connection>,
 ) {
-    let places = Arc::new(Semaphore::new(options.max_connections));
+    let places = Places {
+        limit: options.max_connections,
+        free: Arc::new(Semaphore::new(options.max_connections)),
+        beyond: Arc::new(Semaphore::new(BEYOND)),
+    };
     let handshakes = Arc::new(Semaphore::new(options.max_handshakes));
     loop {
         let accepted = tokio::select! {
@@ -66,20 +72,47 @@ pub(super) async fn run(
     }
 }
 
+/// How many connections there may be.
+struct Places {
+    limit: usize,
+    free: Arc<Semaphore>,
+    /// A few more, so that who finds no place is told.
+    beyond: Arc<Semaphore>,
+}
+
+impl Places {
+    /// Takes a place, or else one of the few more; waits where there are none of these either.
+    async fn take(&self) -> Result<Place, AcquireError> {
+        tokio::select! {
+            biased;
+            permit = Arc::clone(&self.free).acquire_owned() => Ok(Place { permit: permit?, beyond: None }),
+            permit = Arc::clone(&self.beyond).acquire_owned() => {
+                tracing::warn!(limit = self.limit, "there are as many connections as may be; others are told so");
+                Ok(Place { permit: permit?, beyond: Some(self.limit) })
+            }
+        }
+    }
+
+    /// The place that a connection gets now: one may have come free while nobody connected.
+    fn better(&self, place: Place) -> Place {
+        match Arc::clone(&self.free).try_acquire_owned() {
+            Ok(permit) if place.beyond.is_some() => Place { permit, beyond: None },
+            _ => place,
+        }
+    }
+}
+
 /// Waits until there is room for one more, and takes it.
 async fn accept(
     listener: &TcpListener,
-    places: &Arc<Semaphore>,
+    places: &Places,
     handshakes: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-    if places.available_permits() == 0 {
-        tracing::warn!("there are as many connections as may be; others wait until one ends");
-    }
+) -> io::Result<(TcpStream, SocketAddr, Place, OwnedSemaphorePermit)> {
     let closed = |_| io::Error::other("the listener has ended");
-    let place = Arc::clone(places).acquire_owned().await.map_err(closed)?;
+    let place = places.take().await.map_err(closed)?;
     let handshake = Arc::clone(handshakes).acquire_owned().await.map_err(closed)?;
     let (stream, address) = listener.accept().await?;
-    Ok((stream, address, place, handshake))
+    Ok((stream, address, places.better(place), handshake))
 }
 
 /// Whether an error is of one connection, which is gone already, and no sign that the system lacks anything.

@@ -5,12 +5,14 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     sync::OwnedSemaphorePermit,
+    time::Sleep,
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -18,29 +20,43 @@ use tonic::transport::server::Connected;
 
 use crate::auth::Peer;
 
+/// How long a connection that is one too many goes on. It is there to say so; its client then finds a place by connecting anew.
+const BEYOND_LIMIT: Duration = Duration::from_secs(5);
+
+/// A place among the connections that there may be, or among the few more that are told there is none.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) permit: OwnedSemaphorePermit,
+    /// How many there may be, where this is one more.
+    pub(super) beyond: Option<usize>,
+}
+
 /// A connection, what is known of its other end, and its place among those that there may be.
 #[derive(Debug)]
 pub struct Connection {
     stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
     peer: Peer,
     _place: OwnedSemaphorePermit,
+    /// When it ends by itself, where it is one too many.
+    ends: Option<Pin<Box<Sleep>>>,
 }
 
 impl Connection {
-    pub(super) fn plain(stream: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) -> Self {
-        let peer = Peer { address, certificate: None };
-        Self { stream: Either::Left(stream), peer, _place: place }
+    pub(super) fn plain(stream: TcpStream, address: SocketAddr, place: Place) -> Self {
+        Self::new(Either::Left(stream), Peer::new(address, None), place)
     }
 
-    pub(super) fn secure(
-        stream: TlsStream<TcpStream>,
-        address: SocketAddr,
-        place: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(super) fn secure(stream: TlsStream<TcpStream>, address: SocketAddr, place: Place) -> Self {
         // The handshake has proved that the client has the key of the first one.
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let peer = Peer::new(address, certificate.map(AsRef::as_ref));
-        Self { stream: Either::Right(Box::new(stream)), peer, _place: place }
+        Self::new(Either::Right(Box::new(stream)), peer, place)
+    }
+
+    fn new(stream: Either<TcpStream, Box<TlsStream<TcpStream>>>, mut peer: Peer, place: Place) -> Self {
+        peer.beyond = place.beyond;
+        let ends = place.beyond.map(|_| Box::pin(tokio::time::sleep(BEYOND_LIMIT)));
+        Self { stream, peer, _place: place.permit, ends }
     }
 
     fn stream(self: Pin<&mut Self>) -> Pin<&mut Either<TcpStream, Box<TlsStream<TcpStream>>>> {
@@ -62,7 +78,11 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stream().poll_read(cx, buffer)
+        let this = self.get_mut();
+        if this.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buffer)
     }
 }
 

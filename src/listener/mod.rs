@@ -20,7 +20,8 @@ pub use self::{
 /// What the listener takes.
 #[derive(Debug, Clone, Copy)]
 pub struct ListenerOptions {
-    /// How many connections stand or come about at a time; others wait in the system's queue.
+    /// How many connections stand or come about at a time; a few more are told that there is no room, and others wait in the
+    /// system's queue.
     pub max_connections: usize,
     /// How many of them may be in their handshake at a time.
     pub max_handshakes: usize,

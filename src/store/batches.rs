@@ -3,6 +3,7 @@
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::{
@@ -12,6 +13,7 @@ use super::{
     pools::DEFAULT_POOL,
     ports::PortColumns,
 };
+use crate::traced;
 
 /// What is written.
 #[derive(Debug, Default)]
@@ -132,6 +134,7 @@ pub async fn insert(
         expected.map(|expected| expected.now)
     )
     .fetch_one(conn)
+    .instrument(traced::statement("INSERT", "INSERT placements, port_allocations, allocation_events"))
     .await?;
     if !written.as_expected {
         return Ok(None);

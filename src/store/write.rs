@@ -5,12 +5,14 @@ use std::ops::{Deref, DerefMut};
 
 use sqlx::{Executor as _, FromRow as _, PgConnection, Postgres, pool::PoolConnection};
 use time::OffsetDateTime;
+use tracing::Instrument as _;
 
 use super::{
     StoreError,
     batches::{self, Batch, Expected},
     pools::{self, PoolState, with_pool_columns},
 };
+use crate::traced;
 
 /// How long a transaction that writes may wait for a lock, run a statement, and sit idle; said of a transaction (`SET LOCAL`) or
 /// of a connection (`SET`). They are the fence: a replica that freezes while it holds the pool's row loses its session, and its
@@ -64,7 +66,9 @@ impl<'c> WriteTransaction<'c> {
     /// [`StoreError::Busy`] when the row cannot be had in time; [`StoreError::Unavailable`].
     pub async fn begin(conn: &'c mut PoolConnection<Postgres>) -> Result<(Self, PoolState), StoreError> {
         let transaction = Self { conn, open: true };
-        let row = sqlx::raw_sql(BEGIN_AND_LOCK).fetch_one(&mut **transaction.conn).await?;
+        let statement = traced::statement("BEGIN", "BEGIN; SELECT pools FOR UPDATE");
+        let row =
+            sqlx::raw_sql(BEGIN_AND_LOCK).fetch_one(&mut **transaction.conn).instrument(statement).await?;
         let pool = pools::Row::from_row(&row)?.into();
         Ok((transaction, pool))
     }
@@ -75,7 +79,8 @@ impl<'c> WriteTransaction<'c> {
     /// [`StoreError`]; whether it was committed is not known where the connection broke.
     pub async fn commit(mut self) -> Result<(), StoreError> {
         // A transaction in which something failed answers `ROLLBACK`, which is no error to Postgres.
-        let committed = self.conn.execute("COMMIT").await.map(|_| ());
+        let statement = traced::statement("COMMIT", "COMMIT");
+        let committed = self.conn.execute("COMMIT").instrument(statement).await.map(|_| ());
         // The guard that is taken out: a commit whose answer is lost is no failure.
         #[cfg(feature = "without-guards")]
         let committed = committed.or(Ok::<(), sqlx::Error>(()));

@@ -1,4 +1,5 @@
-//! What the service tells of itself to those who run it: log lines, and figures for Prometheus.
+//! What the service tells of itself to those who run it: log lines, figures for Prometheus, and traces.
 
 pub mod log;
 pub mod metrics;
+pub mod traces;

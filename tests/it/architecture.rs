@@ -12,10 +12,10 @@ use std::{
 const MAY_USE: &[(&str, &[&str])] = &[
     // The picture of `lib.rs`: cli → server → http → api → allocator → events → store → domain.
     ("domain", &[]),
-    ("store", &["domain"]),
+    ("store", &["domain", "traced"]),
     ("events", &["store", "domain"]),
-    ("allocator", &["events", "store", "domain"]),
-    ("api", &["auth", "allocator", "events", "store", "domain", "proto"]),
+    ("allocator", &["events", "store", "domain", "traced"]),
+    ("api", &["auth", "allocator", "events", "store", "domain", "proto", "traced"]),
     ("http", &["api", "auth", "allocator", "events", "store", "domain", "proto"]),
     // Who calls: what of it is a matter of the connection, and of the file of credentials.
     ("followed", &[]),
@@ -63,10 +63,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("codec", &[]),
     ("postgres", &[]),
     ("shutdown", &[]),
+    ("traced", &[]),
     ("inventory_file", &["proto"]),
     ("policy_figure", &["domain"]),
     ("config", &["listener", "http", "store", "domain", "policy_figure"]),
-    ("telemetry", &["config"]),
+    ("telemetry", &["config", "followed", "traced"]),
     ("lib", &[]),
     ("main", &[]),
 ];

@@ -62,6 +62,9 @@ fn duration(
 }
 
 /// An ensure, but for `validate_only`, and for how long it waits in line; none where it does not.
+///
+/// # Errors
+/// Every bad field.
 pub fn ensure(
     request: v1::EnsureAllocationRequest,
     default: Strategy,
@@ -91,6 +94,9 @@ pub fn ensure(
 }
 
 /// A release.
+///
+/// # Errors
+/// Every bad field.
 pub fn release(request: &v1::ReleaseAllocationRequest) -> Result<ReleaseRequest, Vec<FieldViolation>> {
     let mut fields = Fields::default();
     let id = project_id(&mut fields, "project_id", &request.project_id);
@@ -105,6 +111,9 @@ pub fn release(request: &v1::ReleaseAllocationRequest) -> Result<ReleaseRequest,
 }
 
 /// A relocation, but for `validate_only`.
+///
+/// # Errors
+/// Every bad field.
 pub fn relocate(
     request: &v1::RelocateProjectRequest,
     default: Strategy,
@@ -125,6 +134,9 @@ pub fn relocate(
 }
 
 /// A report of a port in use.
+///
+/// # Errors
+/// Every bad field.
 pub fn port_in_use(request: v1::ReportPortInUseRequest) -> Result<PortInUseReport, Vec<FieldViolation>> {
     let mut fields = Fields::default();
     let id = project_id(&mut fields, "project_id", &request.project_id);
@@ -142,6 +154,9 @@ pub fn port_in_use(request: v1::ReportPortInUseRequest) -> Result<PortInUseRepor
 }
 
 /// A search.
+///
+/// # Errors
+/// Every bad field.
 pub fn find(request: v1::FindServerRequest, default: Strategy) -> Result<FindRequest, Vec<FieldViolation>> {
     let mut fields = Fields::default();
     let max_candidates = match request.max_candidates {

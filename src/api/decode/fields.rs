@@ -28,6 +28,21 @@ pub fn handle(fields: &mut Fields, field: &str, handle: &str) -> Option<ServerHa
     fields.take(field, ServerHandle::parse(handle))
 }
 
+/// A source's name, or nothing for a server that was registered by hand.
+pub fn source(fields: &mut Fields, field: &str, source: &str) {
+    if !source.is_empty()
+        && let Err(error) = check_name(source, 63, "._-")
+    {
+        fields.refuse(field, error);
+    }
+}
+
+/// An etag, none where it is empty.
+#[must_use]
+pub fn etag(etag: String) -> Option<String> {
+    (!etag.is_empty()).then_some(etag)
+}
+
 pub(super) fn port(fields: &mut Fields, field: String, port: u32) -> Option<Port> {
     fields.take(field, Port::try_from(port))
 }

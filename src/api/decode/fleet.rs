@@ -20,6 +20,9 @@ use crate::{
 pub(super) const OVERCOMMIT: RangeInclusive<i64> = MIN_OVERCOMMIT_PERCENT..=MAX_OVERCOMMIT_PERCENT;
 
 /// A drain, but for `validate_only`.
+///
+/// # Errors
+/// Every bad field.
 pub fn drain(
     request: &v1::DrainServerRequest,
     default: Strategy,
@@ -32,6 +35,9 @@ pub fn drain(
 }
 
 /// A change of the policy.
+///
+/// # Errors
+/// Every bad field.
 pub fn policy(request: v1::UpdateFleetPolicyRequest) -> Result<PolicyPatch, Vec<FieldViolation>> {
     let mut fields = Fields::default();
     let Some(policy) = request.policy else {

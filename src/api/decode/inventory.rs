@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::{
     FieldViolation, Fields,
     fields::{
-        cpu_millis, enumeration, handle, labels, megabytes, percentages, port, resources, short_text, told,
+        cpu_millis, enumeration, etag, handle, labels, megabytes, percentages, port, resources, short_text,
+        source, told,
     },
     fleet::OVERCOMMIT,
 };
@@ -40,15 +41,6 @@ fn address(fields: &mut Fields, field: &str, address: &str) {
     let valid = address.parse::<std::net::IpAddr>().is_ok() || (dns_name(address) && !all_numeric(address));
     if !valid {
         fields.refuse(field, "must be an IP address or a DNS name of at most 253 characters");
-    }
-}
-
-/// A source's name, or nothing for a server that was registered by hand.
-pub fn source(fields: &mut Fields, field: &str, source: &str) {
-    if !source.is_empty()
-        && let Err(error) = check_name(source, 63, "._-")
-    {
-        fields.refuse(field, error);
     }
 }
 
@@ -111,11 +103,6 @@ pub fn status_filter(fields: &mut Fields, value: i32) -> Option<&'static str> {
     })
 }
 
-/// An etag, none where it is empty.
-pub fn etag(etag: String) -> Option<String> {
-    (!etag.is_empty()).then_some(etag)
-}
-
 /// A server that is registered or listed.
 fn server(fields: &mut Fields, path: &str, server: v1::Server) -> Option<ServerSpec> {
     let at = |field: &str| format!("{path}.{field}");
@@ -164,6 +151,9 @@ fn placeholder() -> ServerHandle {
 }
 
 /// A server to register, and what must still stand.
+///
+/// # Errors
+/// Every bad field.
 pub fn register(
     request: v1::RegisterServerRequest,
 ) -> Result<(ServerSpec, Option<String>), Vec<FieldViolation>> {
@@ -181,6 +171,9 @@ pub fn register(
 }
 
 /// The changes of an update: which server, what, and what must still stand.
+///
+/// # Errors
+/// Every bad field.
 pub fn update(
     request: v1::UpdateServerRequest,
 ) -> Result<(ServerHandle, ServerPatch, Option<String>), Vec<FieldViolation>> {
@@ -320,6 +313,9 @@ fn patch_amount(
 }
 
 /// A usage report.
+///
+/// # Errors
+/// Every bad field.
 pub fn usage(request: v1::ReportUsageRequest) -> Result<(ServerHandle, Observation), Vec<FieldViolation>> {
     let mut fields = Fields::default();
     let handle = handle(&mut fields, "handle", &request.handle);
@@ -359,6 +355,9 @@ fn observation(
 }
 
 /// A source's list.
+///
+/// # Errors
+/// Every bad field.
 pub fn sync(request: v1::SyncServersRequest) -> Result<SyncRequest, Vec<FieldViolation>> {
     let mut fields = Fields::default();
     if let Err(error) = check_name(&request.source, 63, "._-") {

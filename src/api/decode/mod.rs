@@ -11,9 +11,9 @@ use std::fmt::Display;
 
 pub use self::{
     allocations::{ensure, find, page_size, port_in_use, release, relocate},
-    fields::{handle, is_hidden, is_legible, project_id, told},
+    fields::{etag, handle, is_hidden, is_legible, project_id, source, told},
     fleet::{drain, policy},
-    inventory::{etag, register, source, status_filter, sync, update, usage},
+    inventory::{register, status_filter, sync, update, usage},
 };
 
 /// The most names of bad fields that are told of one request.

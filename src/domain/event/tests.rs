@@ -235,6 +235,26 @@ fn a_move_concerns_the_server_that_is_left_and_its_ports_the_new_one_alone() {
     let concerned = |index| ["web-1", "web-2", "web-3"].map(|name| entry.concerns(index, &handle(name)));
     assert_eq!(concerned(0), [true, true, false]);
     assert_eq!(concerned(1), [false, true, false]);
+    assert_eq!(entry.servers().collect::<Vec<_>>(), [&handle("web-2"), &handle("web-1")]);
+    let release = LogEntry { operation: Operation::Released(released(None)), ..entry };
+    assert_eq!(release.servers().collect::<Vec<_>>(), [&handle("web-2")]);
+}
+
+#[test]
+fn whoever_resumes_within_an_operation_is_told_the_rest_of_it() {
+    let entry = LogEntry {
+        first_sequence: 41,
+        event_time: NOW,
+        project_id: None,
+        server_handle: None,
+        request_id: String::new(),
+        actor: String::new(),
+        operation: Operation::Ensured(ensured(true, 2)),
+    };
+    assert_eq!(entry.last_sequence(), 45);
+    assert_eq!([0, 1, 4].map(|index| entry.sequence_of(index)), [41, 42, 45]);
+    let seen = |sequence| entry.events_up_to(sequence);
+    assert_eq!([i64::MIN / 2, 39, 40, 41, 43, 45, 46, i64::MAX].map(seen), [0, 0, 0, 1, 3, 5, 5, 5]);
 }
 
 fn assert_stored<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(payload: &T) {

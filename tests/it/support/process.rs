@@ -208,6 +208,11 @@ impl Process {
         &self.child.said
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        self.child.pid()
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, which: Signal) {
         signal(self.child.pid(), which);

@@ -244,3 +244,13 @@ fn a_fleet_that_is_described_decides_in_tests_as_one_that_is_folded() {
     assert!(fleet.admits(&handle("web-1"), &context()));
     assert_eq!(decide_new(&fleet, &an_ensure("shop")).unwrap().port_numbers(), [8001]);
 }
+
+#[test]
+fn a_policy_is_another_or_not() {
+    let mut fleet = a_fleet(&[a_server("web-1")]);
+    let policy = FleetPolicy { headroom: ram(100), ..FleetPolicy::default() };
+    assert!(!fleet.set_policy(FleetPolicy::default()));
+    assert!(fleet.set_policy(policy));
+    assert!(!fleet.set_policy(policy));
+    assert_eq!(*fleet.policy(), policy);
+}

@@ -1,0 +1,117 @@
+//! The log of the real binary: one line a call, and levels that change while it runs.
+
+use std::fs;
+
+use resource_allocator::proto::v1;
+use serde_json::Value;
+use tonic::Request;
+
+use crate::support::{
+    Client, TestDatabase,
+    process::{Process, ProcessOptions, folder, run, wait_until},
+    requests::{ram, request},
+    server,
+};
+
+/// The lines about a call, by its id.
+fn lines(service: &Process, request_id: &str) -> Vec<Value> {
+    let said = service.said().text();
+    let lines = said.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+    lines.filter(|line| line["span"]["request_id"] == request_id).collect()
+}
+
+fn line(service: &Process, request_id: &str) -> Value {
+    wait_until("the line of the call", || !lines(service, request_id).is_empty());
+    let [line] = lines(service, request_id).try_into().unwrap();
+    line
+}
+
+fn called<T>(message: T, request_id: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("x-request-id", request_id.parse().unwrap());
+    request
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_is_one_line_that_says_whose_it_was_and_what_came_of_it() {
+    let database = TestDatabase::create().await;
+    let options = ProcessOptions {
+        listen: "127.0.0.1:0",
+        database: ["--database-url", database.url()],
+        flags: &["--log-format", "json"],
+    };
+    let service = Process::start(&options);
+    let mut client = Client::connect(&service.endpoint()).await;
+    client.register(server("web-1")).await;
+    let mut seen = Vec::new();
+    for (id, outcome) in [("first", "created"), ("again", "unchanged")] {
+        client.allocator.ensure_allocation(called(request("shop"), id)).await.unwrap();
+        seen.push((id, "shop", outcome, "OK", Value::Null));
+    }
+    let large = v1::EnsureAllocationRequest { resources: ram(1 << 30), ..request("giant") };
+    client.allocator.ensure_allocation(called(large, "large")).await.unwrap_err();
+    seen.push(("large", "giant", "refused", "FAILED_PRECONDITION", "REQUEST_EXCEEDS_FLEET".into()));
+    client.allocator.ensure_allocation(called(request("no good"), "bad")).await.unwrap_err();
+    seen.push(("bad", "no good", "refused", "INVALID_ARGUMENT", "INVALID_REQUEST".into()));
+    for (id, project_id, outcome, code, reason) in seen {
+        let line = line(&service, id);
+        assert_eq!(line["level"], "INFO", "{line}");
+        assert_eq!(line["message"], "answered", "{line}");
+        assert_eq!(line["project_id"], project_id, "{line}");
+        assert_eq!(line["outcome"], outcome, "{line}");
+        assert_eq!(line["code"], code, "{line}");
+        assert_eq!(line["reason"], reason, "{line}");
+        assert!(line["duration_us"].is_u64(), "{line}");
+        assert_eq!(line["span"]["method"], "/resourceallocator.v1.ResourceAllocator/EnsureAllocation");
+    }
+    // Probes are told to those who ask for it.
+    assert_eq!(run(&["health", "--endpoint", &service.endpoint()]).status.code(), Some(0));
+    assert!(!service.said().text().contains("grpc.health"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_levels_of_the_log_change_while_the_service_runs() {
+    let database = TestDatabase::create().await;
+    let folder = folder();
+    let levels = folder.path().join("levels");
+    fs::write(&levels, "warn\n").unwrap();
+    let options = ProcessOptions {
+        listen: "127.0.0.1:0",
+        database: ["--database-url", database.url()],
+        flags: &["--log-format", "json", "--log-levels", levels.to_str().unwrap()],
+    };
+    let service = Process::start(&options);
+    let mut client = Client::connect(&service.endpoint()).await;
+    client.register(server("web-1")).await;
+    client.allocator.ensure_allocation(called(request("shop"), "quiet")).await.unwrap();
+
+    fs::write(&levels, "# as loud as usual\ninfo\n").unwrap();
+    service.said().wait_for("the levels of the log changed");
+    client.allocator.ensure_allocation(called(request("shop"), "told")).await.unwrap();
+    line(&service, "told");
+    assert!(lines(&service, "quiet").is_empty());
+
+    // What makes no sense leaves the levels as they are.
+    fs::write(&levels, "resource_allocator=loud\n").unwrap();
+    service.said().wait_for("make no sense");
+    client.allocator.ensure_allocation(called(request("shop"), "still")).await.unwrap();
+    line(&service, "still");
+
+    fs::write(&levels, "resource_allocator=debug\n").unwrap();
+    wait_until("the line of a probe", || {
+        run(&["health", "--endpoint", &service.endpoint()]);
+        service.said().text().contains("grpc.health")
+    });
+}
+
+#[test]
+fn a_file_of_levels_that_makes_no_sense_keeps_the_service_from_starting() {
+    let folder = folder();
+    let levels = folder.path().join("levels");
+    let flag = ["serve", "--log-levels", levels.to_str().unwrap()];
+    let told = run(&flag);
+    assert_eq!(told.status.code(), Some(1), "{told:?}");
+    assert!(String::from_utf8_lossy(&told.stderr).contains("--log-levels"), "{told:?}");
+    fs::write(&levels, "info,=").unwrap();
+    assert_eq!(run(&flag).status.code(), Some(1));
+}

@@ -1,0 +1,3 @@
+//! The domain by itself, as scripts/mutants changes and tests it.
+
+pub mod domain;
