@@ -196,28 +196,6 @@ async fn who_is_silent_in_the_handshake_is_sent_away_and_holds_up_nobody_for_lon
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn as_many_connections_stand_as_may_and_others_wait() {
-    let mut builder = TestService::builder();
-    builder.listener = ListenerOptions { max_connections: 2, ..ListenerOptions::default() };
-    let database = TestDatabase::create().await;
-    let (running, _shutdown) = builder.serve(database.connect_options()).await;
-    let endpoint = format!("http://{}", running.address);
-    let first = Client::connect(&endpoint).await;
-    let mut second = Client::connect(&endpoint).await;
-    let lazy = Endpoint::from_shared(endpoint).unwrap().connect_lazy();
-    let mut third = Client::over(lazy);
-    let waiting =
-        tokio::spawn(async move { third.inventory.list_servers(v1::ListServersRequest::default()).await });
-    // Those that stand are served, and the third is not.
-    for _ in 0..20 {
-        second.inventory.list_servers(v1::ListServersRequest::default()).await.unwrap();
-    }
-    assert!(!waiting.is_finished());
-    drop(first);
-    tokio::time::timeout(PATIENCE, waiting).await.expect("its turn never came").unwrap().unwrap();
-}
-
 fn call(process: &Process, believed: Option<&str>) -> Output {
     let mut command = binary();
     command.args(["servers", "list", "--endpoint"]).arg(format!("https://{}", process.address));

@@ -183,7 +183,8 @@ async fn calls_that_share_a_batch_are_linked_to_it_and_what_fails_is_marked() {
     let batches: Vec<_> = spans.iter().filter(|span| span.name == "write batch").collect();
     for call in spans.iter().filter(|span| span.name.ends_with("/EnsureAllocation")) {
         let linked = |batch: &&&Span| batch.links.iter().any(|link| link.span_id == call.span_id);
-        assert_eq!(batches.iter().filter(linked).count(), 1, "{call:?}");
+        // Twice where a batch was overtaken, and planned anew.
+        assert!(batches.iter().any(|batch| linked(&batch)), "{call:?}");
     }
     // Forty at once are not written one by one.
     assert!(
