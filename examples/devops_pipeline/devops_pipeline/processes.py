@@ -23,6 +23,11 @@ MARK = "DEVOPS_PIPELINE_DEPLOYMENT"
 # How long processes may take to end by themselves.
 GRACE_S = 10.0
 _PAUSE_S = 0.05
+# How often a process is looked at that may become another program, and for how long after its start it may.
+_LOOKS = 5
+_YOUNG_S = 60.0
+# Whose children are the threads of the kernel, which run no program (proc(5)).
+_KTHREADD = 2
 # What of the worker's environment a process may see; the rest, credentials among it, is the worker's own.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER")
 
@@ -73,14 +78,33 @@ def _await_mark(pid: int, mark: str) -> None:
 def find(mark: str) -> list[psutil.Process]:
     """Finds the processes of a project that run."""
     found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark:
-                found.append(process)
-        except (psutil.Error, OSError):
-            # It ended in the meantime, or is another user's: not one of ours.
-            continue
+    left = list(psutil.process_iter())
+    for _ in range(_LOOKS):
+        unclear = []
+        for process in left:
+            try:
+                environment = process.environ()
+                if environment.get(MARK) == mark:
+                    found.append(process)
+                elif not environment and _may_become_another_program(process):
+                    unclear.append(process)
+            except (psutil.Error, OSError):
+                # It ended in the meantime, or is another user's: not one of ours.
+                continue
+        if not unclear:
+            break
+        left = unclear
+        time.sleep(_PAUSE_S)
     return found
+
+
+def _may_become_another_program(process: psutil.Process) -> bool:
+    """Says whether a process may be one whose environment is empty just because it is about to run a program.
+
+    A launcher, such as a shell that ends in `exec`, does so a moment after its start.
+    """
+    is_program = process.ppid() != _KTHREADD and process.status() != psutil.STATUS_ZOMBIE
+    return is_program and time.time() - process.create_time() < _YOUNG_S
 
 
 def hold(mark: str, port: int, protocol: str) -> bool:
