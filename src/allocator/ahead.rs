@@ -18,12 +18,12 @@ use super::{
     combiner::Combiner,
     command::{Answer, Job, Request},
     ensure,
-    jobs::count,
+    jobs::{count, spans},
     journal::Journal,
     replica::Replica,
 };
 use crate::{
-    domain::{event::LogEntry, placement::Context},
+    domain::{event::LogEntry, placement::Context, request::EnsureRequest},
     store::{
         StoreError,
         batches::{Batch, Expected},
@@ -82,7 +82,8 @@ impl Combiner {
         &mut self,
         batch: &[Job],
     ) -> Result<Option<Vec<Result<Answer, Error>>>, StoreError> {
-        let Some(mut clock) = self.clock.filter(|_| batch.iter().all(is_ensure)) else { return Ok(None) };
+        let may_be = batch.iter().all(|job| plain_ensure(job).is_some());
+        let Some(mut clock) = self.clock.filter(|_| may_be) else { return Ok(None) };
         let Some(mut conn) = self.conn.take() else { return Ok(None) };
         if clock.age() > IDLE {
             // A connection that broke while it lay idle is not to be found out by what cannot be sent twice.
@@ -103,7 +104,7 @@ impl Combiner {
             return Ok(None);
         };
         let mut trace = traced::Batch::default();
-        trace.join(batch.iter().map(|job| &job.call.trace));
+        trace.join(spans(batch));
         let written = write_planned(&mut conn, &rows, &expected).instrument(trace.span()).await;
         if let Ok(Some(now)) = written {
             self.clock = Some(Clock::new(now));
@@ -115,13 +116,13 @@ impl Combiner {
             self.took = batch.len();
             return Ok(Some(answers));
         }
+        // Whoever was overtaken is likely to be overtaken again.
         self.clock = None;
         if !replica.fleet_mut().take_back_attempt() {
             replica.forget();
         }
         match written {
             Ok(_) => {
-                // Whoever was overtaken is likely to be overtaken again.
                 metrics::counter!("allocator_batches_total", "outcome" => "overtaken").increment(1);
                 self.conn = Some(conn);
                 Ok(None)
@@ -142,19 +143,22 @@ impl Combiner {
     }
 }
 
-fn is_ensure(job: &Job) -> bool {
-    // A lease has a clock of its own to keep.
-    matches!(&job.request, Request::Ensure(request) if request.ttl.is_none())
+/// The request of a call for which nothing is to be read under the row unless its project is there already.
+fn plain_ensure(job: &Job) -> Option<&EnsureRequest> {
+    match &job.request {
+        // A lease has a clock of its own to keep.
+        Request::Ensure(request) if request.ttl.is_none() => Some(request),
+        _ => None,
+    }
 }
 
 /// Whether each request is for a project that holds nothing, and nothing else is to be looked at.
 fn may_be_planned_ahead(replica: &Replica, batch: &[Job], now: OffsetDateTime) -> bool {
     let line = replica.fleet().line();
-    let is_new = |job: &Job| match &job.request {
-        Request::Ensure(request) => {
-            !replica.placed().may_include(&request.project_id) && line.get(&request.project_id).is_none()
-        }
-        _ => false,
+    let is_new = |job| {
+        plain_ensure(job).is_some_and(|EnsureRequest { project_id: id, .. }| {
+            !replica.placed().may_include(id) && line.get(id).is_none()
+        })
     };
     line.is_empty() && line.is_settled(now) && batch.iter().all(is_new)
 }
@@ -167,7 +171,7 @@ fn plan(replica: &mut Replica, batch: &[Job], context: &Context) -> Option<Plan>
     let mut journal = Journal::new(context.now, HashMap::new());
     let mut answers = Vec::with_capacity(batch.len());
     for job in batch {
-        if let Request::Ensure(request) = &job.request {
+        if let Some(request) = plain_ensure(job) {
             journal.act_for(Arc::clone(&job.call.actor));
             let answer = ensure::ensure(&mut journal, fleet, request, &job.request_id, context);
             answers.push(answer.map(Answer::Ensured).map_err(Error::from));

@@ -1,6 +1,7 @@
 //! What is done with the requests of a batch as they are.
 
 use tokio::time::Instant;
+use tracing::Span;
 
 use super::{
     Error,
@@ -48,6 +49,11 @@ pub(super) fn project_ids(batch: &[Job]) -> Vec<&ProjectId> {
     ids.sort_unstable();
     ids.dedup();
     ids
+}
+
+/// The calls' spans in their traces.
+pub(super) fn spans(batch: &[Job]) -> impl ExactSizeIterator<Item = &Span> {
+    batch.iter().map(|job| &job.call.trace)
 }
 
 /// Counts what a transaction took out of the queue.

@@ -14,7 +14,7 @@ use super::{
     combiner::Combiner,
     command::{Answer, Job, Request},
     ensure, inventory,
-    jobs::{count, project_ids},
+    jobs::{count, project_ids, spans},
     journal::Journal,
     leases, line, relocate,
     replica::Replica,
@@ -101,7 +101,7 @@ impl Combiner {
             None => self.store.acquire_for_combiner().await?,
         };
         let mut trace = traced::Batch::default();
-        trace.join(batch.iter().map(|job| &job.call.trace));
+        trace.join(spans(batch));
         let begun = WriteTransaction::begin(&mut conn).instrument(trace.span()).await;
         if is_kept && matches!(&begun, Err(StoreError::Unavailable(_))) {
             // It broke while it lay idle. Nothing was begun, so another is as good.
@@ -115,12 +115,12 @@ impl Combiner {
             // Whoever came while these waited for the pool's row.
             self.take_along(batch);
             count(batch, Instant::now());
-            trace.join(batch.iter().map(|job| &job.call.trace));
+            trace.join(spans(batch));
         }
         self.took = batch.len();
         // Only now, so that those who read the fleet do not wait for another replica's transaction.
         let mut replica = self.replica.write().await;
-        // Whoever was overtaken is likely to be overtaken again.
+        // Where others commit in between, a plan would be overtaken.
         self.clock = (!replica.is_behind(&pool)).then_some(clock);
         // In later statements than the lock: a statement's snapshot is older than the lock that it waits for.
         replica.catch_up(&mut transaction, &pool).await?;

@@ -81,8 +81,7 @@ impl Replica {
     /// Whether there is something to fold, or to tell the log.
     #[must_use]
     pub fn is_behind(&self, pool: &PoolState) -> bool {
-        !self.unlogged.is_empty()
-            || self.unlogged_policy.is_some()
+        self.has_to_tell()
             || self.must_reload(pool)
             || pool.last_sequence != self.fleet.sequence()
             || pool.inventory_revision != self.inventory_revision
@@ -102,8 +101,7 @@ impl Replica {
     /// it is may be written if that is still so. None where the fleet must be caught up first.
     #[must_use]
     pub fn expected(&self, now: OffsetDateTime) -> Option<Expected> {
-        let has_to_tell = !self.unlogged.is_empty() || self.unlogged_policy.is_some();
-        let epoch = self.epoch.filter(|_| !has_to_tell)?;
+        let epoch = self.epoch.filter(|_| !self.has_to_tell())?;
         Some(Expected {
             epoch,
             last_sequence: self.fleet.sequence(),
@@ -111,6 +109,11 @@ impl Replica {
             edit_count: self.edit_count,
             now,
         })
+    }
+
+    /// Whether there are changes by hand that the log does not know of.
+    fn has_to_tell(&self) -> bool {
+        !self.unlogged.is_empty() || self.unlogged_policy.is_some()
     }
 
     /// The changes by hand that the log does not know of.

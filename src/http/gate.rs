@@ -29,14 +29,10 @@ pub(super) async fn admit(
     next: Next,
 ) -> Response {
     let shown = request.headers().get_all(header::AUTHORIZATION).iter().map(AsRef::as_ref);
-    match http.gate.admit(request.uri().path(), shown, request.extensions().get::<Peer>()) {
+    let peer = request.extensions().get::<Peer>();
+    match http.gate.admit(request.uri().path(), shown, peer) {
         Ok(Some(caller)) => {
-            let beyond = request.extensions().get::<Peer>().and_then(|peer| peer.beyond);
-            if let Some(limit) = beyond {
-                let error = ApiError::TooManyConnections { limit };
-                return status::as_asked(&http.api.refuse(&error, &id.0), request.headers());
-            }
-            if let Err(error) = count(&http, &caller, request.extensions().get::<Peer>()) {
+            if let Err(error) = has_place(peer).and_then(|()| count(&http, &caller, peer)) {
                 return status::as_asked(&http.api.refuse(&error, &id.0), request.headers());
             }
             tracing::Span::current().record("actor", caller.name());
@@ -50,6 +46,14 @@ pub(super) async fn admit(
     // Nothing behind it needs the token, and so nothing can tell it.
     request.headers_mut().remove(header::AUTHORIZATION);
     next.run(request).await
+}
+
+/// Whether the call's connection is one of those that there may be.
+fn has_place(peer: Option<&Peer>) -> Result<(), ApiError> {
+    match peer.and_then(|peer| peer.beyond) {
+        Some(limit) => Err(ApiError::TooManyConnections { limit }),
+        None => Ok(()),
+    }
 }
 
 /// Counts a call of its caller.

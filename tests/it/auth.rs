@@ -15,7 +15,7 @@ use crate::support::{
     certificates::{Authority, CertificateFolder, Pair},
     credentials::{CredentialFile, TokenClient},
     error_info,
-    process::{PATIENCE, Process, ProcessOptions, binary, run},
+    process::{PATIENCE, Process, binary, run},
     server,
 };
 
@@ -276,11 +276,7 @@ async fn the_command_line_makes_tokens_and_shows_them() {
     let path = folder.path().join("tokens.toml");
     std::fs::write(&path, &entry).unwrap();
     let database = TestDatabase::create().await;
-    let process = Process::start(&ProcessOptions {
-        listen: "127.0.0.1:0",
-        database: ["--database-url", database.url()],
-        flags: &["--auth-tokens", path.to_str().unwrap()],
-    });
+    let process = Process::start_on(database.url(), &["--auth-tokens", path.to_str().unwrap()]);
     assert_eq!(list_servers(&process, Some(&token)).status.code(), Some(0));
     let by_file = folder.path().join("token");
     std::fs::write(&by_file, format!("{token}\n")).unwrap();

@@ -589,11 +589,7 @@ async fn the_service_takes_an_inventory_at_its_start() {
     let database = TestDatabase::create().await;
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/servers.toml");
     for _ in 0..2 {
-        let mut service = Process::start(&ProcessOptions {
-            listen: "127.0.0.1:0",
-            database: ["--database-url", database.url()],
-            flags: &["--inventory", sample],
-        });
+        let mut service = Process::start_on(database.url(), &["--inventory", sample]);
         let placed =
             Done::from(run(&["ensure", "hello-world-bot", "-o", "json", "--endpoint", &service.endpoint()]));
         let placed = placed.assert_code(0).json();

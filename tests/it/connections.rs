@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 
 use crate::support::{
     Client, TestDatabase, TestService, error_info,
-    process::{PATIENCE, Process, ProcessOptions, run},
+    process::{PATIENCE, Process, run},
 };
 
 fn list() -> v1::ListServersRequest {
@@ -143,12 +143,7 @@ fn resident_kb(service: &Process) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_cancels_calls_without_end_is_cut_off_and_the_others_are_served() {
     let database = TestDatabase::create().await;
-    let options = ProcessOptions {
-        listen: "127.0.0.1:0",
-        database: ["--database-url", database.url()],
-        flags: &["--log-format", "json"],
-    };
-    let service = Process::start(&options);
+    let service = Process::start_on(database.url(), &["--log-format", "json"]);
     let mut client = Client::connect(&service.endpoint()).await;
     client.inventory.list_servers(list()).await.unwrap();
     let before = resident_kb(&service);

@@ -7,7 +7,7 @@ use sqlx::{Connection as _, PgConnection, error::DatabaseError};
 
 use crate::support::{
     Client, TestDatabase,
-    process::{Process, ProcessOptions, binary, run},
+    process::{Process, binary, run},
     server,
 };
 
@@ -65,11 +65,7 @@ async fn the_service_does_its_work_as_a_role_that_cannot_change_the_schema_or_re
     let role = |url: &str| url["postgres://".len()..].split('@').next().unwrap().to_owned();
     apply(&database, &role(&owner), &role(&service));
 
-    let process = Process::start(&ProcessOptions {
-        listen: "127.0.0.1:0",
-        database: ["--database-url", &service],
-        flags: &["--no-migrate"],
-    });
+    let process = Process::start_on(&service, &["--no-migrate"]);
     let mut client = Client::connect(&process.endpoint()).await;
     client.register(server("web-1")).await;
     client.register(server("web-2")).await;

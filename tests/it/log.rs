@@ -8,7 +8,7 @@ use tonic::Request;
 
 use crate::support::{
     Client, TestDatabase,
-    process::{Process, ProcessOptions, folder, run, wait_until},
+    process::{Process, folder, run, wait_until},
     requests::{ram, request},
     server,
 };
@@ -35,12 +35,7 @@ fn called<T>(message: T, request_id: &str) -> Request<T> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_is_one_line_that_says_whose_it_was_and_what_came_of_it() {
     let database = TestDatabase::create().await;
-    let options = ProcessOptions {
-        listen: "127.0.0.1:0",
-        database: ["--database-url", database.url()],
-        flags: &["--log-format", "json"],
-    };
-    let service = Process::start(&options);
+    let service = Process::start_on(database.url(), &["--log-format", "json"]);
     let mut client = Client::connect(&service.endpoint()).await;
     client.register(server("web-1")).await;
     let mut seen = Vec::new();
@@ -75,12 +70,10 @@ async fn the_levels_of_the_log_change_while_the_service_runs() {
     let folder = folder();
     let levels = folder.path().join("levels");
     fs::write(&levels, "warn\n").unwrap();
-    let options = ProcessOptions {
-        listen: "127.0.0.1:0",
-        database: ["--database-url", database.url()],
-        flags: &["--log-format", "json", "--log-levels", levels.to_str().unwrap()],
-    };
-    let service = Process::start(&options);
+    let service = Process::start_on(
+        database.url(),
+        &["--log-format", "json", "--log-levels", levels.to_str().unwrap()],
+    );
     let mut client = Client::connect(&service.endpoint()).await;
     client.register(server("web-1")).await;
     client.allocator.ensure_allocation(called(request("shop"), "quiet")).await.unwrap();

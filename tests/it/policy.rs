@@ -8,7 +8,7 @@ use tonic::Code;
 use crate::support::{
     Client, Replicas, TestDatabase, TestService,
     inventory::{assert_consistent, ensure_ram, events, get, refused, report},
-    process::{Process, ProcessOptions},
+    process::Process,
     requests::{ram, ram_overcommit, resources},
     server, violations,
 };
@@ -336,13 +336,7 @@ async fn flags_write_the_figures_that_they_name_at_start_and_leave_the_others() 
     database.sql.execute("UPDATE pools SET overcommit_disk_percent = 300").await.unwrap();
     let start = |flags: &'static [&'static str]| {
         let url = database.url().to_owned();
-        tokio::task::spawn_blocking(move || {
-            Process::start(&ProcessOptions {
-                listen: "127.0.0.1:0",
-                database: ["--database-url", &url],
-                flags,
-            })
-        })
+        tokio::task::spawn_blocking(move || Process::start_on(&url, flags))
     };
     let flags: &[&str] = &["--default-headroom", "ram=5%,disk=2048", "--overcommit", "cpu=4,ram=1.25"];
     let process = start(flags).await.unwrap();

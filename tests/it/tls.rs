@@ -21,7 +21,7 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use crate::support::{
     Client, TestDatabase, TestService,
     certificates::{Authority, CertificateFolder, Pair},
-    process::{PATIENCE, Process, ProcessOptions, binary},
+    process::{PATIENCE, Process, binary},
     server,
 };
 
@@ -212,11 +212,10 @@ async fn a_broken_pair_keeps_the_one_before_and_the_command_line_speaks_tls() {
     let authority = folder.write("authority.pem", &ours.pem);
     let (certificate, key) = (folder.path("service.pem"), folder.path("service.key"));
     let database = TestDatabase::create().await;
-    let process = Process::start(&ProcessOptions {
-        listen: "127.0.0.1:0",
-        database: ["--database-url", database.url()],
-        flags: &["--tls-certificate", certificate.to_str().unwrap(), "--tls-key", key.to_str().unwrap()],
-    });
+    let process = Process::start_on(
+        database.url(),
+        &["--tls-certificate", certificate.to_str().unwrap(), "--tls-key", key.to_str().unwrap()],
+    );
     let believed = authority.to_str();
     let answer = call(&process, believed);
     assert_eq!(answer.status.code(), Some(0), "{answer:?}");

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::support::{
     Client, TestDatabase,
-    process::{Process, ProcessOptions, wait_until},
+    process::{Process, wait_until},
     requests::{request, resources},
     server,
 };
@@ -95,8 +95,7 @@ fn traced<T>(message: T, trace: &str, flags: &str) -> Request<T> {
 }
 
 fn start(database: &TestDatabase, flags: &[&str]) -> Process {
-    let database = ["--database-url", database.url()];
-    Process::start(&ProcessOptions { listen: "127.0.0.1:0", database, flags })
+    Process::start_on(database.url(), flags)
 }
 
 #[tokio::test(flavor = "multi_thread")]

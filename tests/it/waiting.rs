@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 use crate::support::{
     Client, Replicas, TestDatabase, TestService, TestServiceBuilder,
     inventory::{assert_consistent, events, ram, refused, wait_for_change},
-    process::{PATIENCE, Process, ProcessOptions},
+    process::{PATIENCE, Process},
     requests::{module, module_at, request},
     server, violations,
 };
@@ -582,8 +582,7 @@ async fn insist(clients: [Client; 2], mut at: usize, project_id: String) -> v1::
 async fn of_a_hundred_who_wait_none_is_lost_or_served_twice_though_a_replica_is_killed() {
     const WAITERS: usize = 100;
     let database = TestDatabase::create().await;
-    let flags = ["--database-url", database.url()];
-    let start = || Process::start(&ProcessOptions { listen: "127.0.0.1:0", database: flags, flags: &[] });
+    let start = || Process::start_on(database.url(), &[]);
     let (mut doomed, survivor) = (start(), start());
     let clients = [Client::connect(&doomed.endpoint()).await, Client::connect(&survivor.endpoint()).await];
     let [_, mut client] = clients.clone();

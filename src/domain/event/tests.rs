@@ -151,20 +151,25 @@ fn operations() -> Vec<Operation> {
     operations
 }
 
+/// An operation as the log has it from this number on.
+fn entry_from(first_sequence: i64, operation: Operation) -> LogEntry {
+    LogEntry {
+        first_sequence,
+        event_time: NOW,
+        project_id: None,
+        server_handle: None,
+        request_id: String::new(),
+        actor: String::new(),
+        operation,
+    }
+}
+
 #[test]
 fn an_operation_spans_as_many_numbers_as_it_has_events() {
     for operation in operations() {
         let events = i64::try_from(operation.events().len()).unwrap();
         assert_eq!(operation.event_count(), events, "{operation:?}");
-        let entry = LogEntry {
-            first_sequence: 41,
-            event_time: NOW,
-            project_id: None,
-            server_handle: None,
-            request_id: String::new(),
-            actor: String::new(),
-            operation,
-        };
+        let entry = entry_from(41, operation);
         assert_eq!(entry.last_sequence(), 40 + events);
     }
 }
@@ -242,15 +247,7 @@ fn a_move_concerns_the_server_that_is_left_and_its_ports_the_new_one_alone() {
 
 #[test]
 fn whoever_resumes_within_an_operation_is_told_the_rest_of_it() {
-    let entry = LogEntry {
-        first_sequence: 41,
-        event_time: NOW,
-        project_id: None,
-        server_handle: None,
-        request_id: String::new(),
-        actor: String::new(),
-        operation: Operation::Ensured(ensured(true, 2)),
-    };
+    let entry = entry_from(41, Operation::Ensured(ensured(true, 2)));
     assert_eq!(entry.last_sequence(), 45);
     assert_eq!([0, 1, 4].map(|index| entry.sequence_of(index)), [41, 42, 45]);
     let seen = |sequence| entry.events_up_to(sequence);

@@ -26,8 +26,9 @@ pub struct Attempt {
 #[derive(Debug, Clone)]
 struct Step {
     placed: Option<Placed>,
-    /// The refusal that was told last, of the operation's project.
-    refusal: Option<(ProjectId, Option<(Reason, OffsetDateTime)>)>,
+    project: ProjectId,
+    /// The project's refusal that was told last.
+    refusal: Option<(Reason, OffsetDateTime)>,
 }
 
 #[derive(Debug, Clone)]
@@ -68,38 +69,35 @@ impl Fleet {
 
     /// Notes what an operation is about to change, where there is an attempt.
     pub(super) fn note_step(&mut self, entry: &LogEntry) {
-        if self.attempt.is_none() {
-            return;
-        }
-        let step = self.step(entry);
-        let Some(attempt) = &mut self.attempt else { return };
-        match step {
+        let Some(mut attempt) = self.attempt.take() else { return };
+        match self.step(entry) {
             Some(step) => attempt.steps.push(step),
             None => attempt.is_final = true,
         }
+        self.attempt = Some(attempt);
     }
 
     /// What is needed to take an operation back; none where it cannot be.
     fn step(&self, entry: &LogEntry) -> Option<Step> {
         let project = entry.project_id.as_ref()?;
-        let refusal = Some((project.clone(), self.recent_refusals.get(project).copied()));
-        match (&entry.operation, &entry.server_handle) {
+        let placed = match (&entry.operation, &entry.server_handle) {
             (Operation::Ensured(ensured), Some(handle))
                 if ensured.served.is_none() && self.line.get(project).is_none() =>
             {
                 let ports = &self.get(handle)?.ports;
                 let before = ensured.allocations.iter().map(|held| ports.standing(held.protocol, held.port));
-                let placed = Placed {
+                Some(Placed {
                     handle: handle.clone(),
                     grown: ensured.grown,
                     placements: i64::from(ensured.selected.is_some()),
                     ports: before.collect(),
-                };
-                Some(Step { placed: Some(placed), refusal })
+                })
             }
-            (Operation::Refused(_), _) => Some(Step { placed: None, refusal }),
-            _ => None,
-        }
+            (Operation::Refused(_), _) => None,
+            _ => return None,
+        };
+        let refusal = self.recent_refusals.get(project).copied();
+        Some(Step { placed, project: project.clone(), refusal })
     }
 
     fn take_back(&mut self, step: Step) {
@@ -113,13 +111,8 @@ impl Fleet {
             });
         }
         match step.refusal {
-            Some((project, Some(told))) => {
-                self.recent_refusals.insert(project, told);
-            }
-            Some((project, None)) => {
-                self.recent_refusals.remove(&project);
-            }
-            None => {}
-        }
+            Some(told) => self.recent_refusals.insert(step.project, told),
+            None => self.recent_refusals.remove(&step.project),
+        };
     }
 }

@@ -177,6 +177,12 @@ impl Process {
         Self::start(&ProcessOptions { listen, database: ["--data-dir", data_dir], flags: &[] })
     }
 
+    /// Starts the service on a database that is there, with these flags, and waits until it listens at a free port.
+    pub fn start_on(database_url: &str, flags: &[&str]) -> Self {
+        let database = ["--database-url", database_url];
+        Self::start(&ProcessOptions { listen: "127.0.0.1:0", database, flags })
+    }
+
     /// Starts the service, and waits until it listens.
     pub fn start(options: &ProcessOptions<'_>) -> Self {
         Self::start_by(binary(), options)
