@@ -140,7 +140,14 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         tracing::info!("figures for Prometheus at {scheme}://{}/metrics", listener.local_addr()?);
         let (store, readiness) = (store.clone(), readable.clone());
         tokio::spawn(http::metrics::keep_up(recorder.clone(), shutdown.soft.clone()));
-        let scraped = Scraped { allocator, hub, store, readiness, recorder };
+        let scraped = Scraped {
+            allocator,
+            hub,
+            store,
+            readiness,
+            recorder,
+            dropped_lines: telemetry::log::dropped_lines,
+        };
         let routes = http::metrics::routes(scraped, api.clone(), gate.clone());
         let incoming = listener::incoming(listener, certificates.clone(), options.listener);
         // It ends first on a stop: who scrapes keeps a connection, and with it the allocator.

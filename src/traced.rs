@@ -16,11 +16,11 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 /// The target of these spans, and of nothing else.
 pub const TARGET: &str = "resource_allocator::traced";
 
-/// The span of a call, continued from the `traceparent` of its headers; none where it is not sampled.
+/// The span of a call, continued from the `traceparent` of its headers; none where it is not sampled. What else it tells is put
+/// together for those that are.
 #[must_use]
 pub fn call(path: &str, request_id: &str, headers: &HeaderMap) -> Span {
     let name = path.trim_start_matches('/');
-    let (service, method) = name.split_once('/').unwrap_or_default();
     let span = info_span!(
         target: TARGET,
         parent: None,
@@ -28,18 +28,26 @@ pub fn call(path: &str, request_id: &str, headers: &HeaderMap) -> Span {
         otel.name = name,
         otel.kind = "server",
         otel.status_code = Empty,
-        rpc.system = "grpc",
-        rpc.service = service,
-        rpc.method = method,
+        rpc.system = Empty,
+        rpc.service = Empty,
+        rpc.method = Empty,
         rpc.grpc.status_code = Empty,
-        resource_allocator.request_id = request_id,
+        resource_allocator.request_id = Empty,
     );
     if span.is_disabled() {
         return span;
     }
     // It fails where the span was built already, which this one was not.
     let _ = span.set_parent(TraceContextPropagator::new().extract(&Headers(headers)));
-    if span.context().span().span_context().is_sampled() { span } else { Span::none() }
+    if !span.context().span().span_context().is_sampled() {
+        return Span::none();
+    }
+    let (service, method) = name.split_once('/').unwrap_or_default();
+    span.record("rpc.system", "grpc");
+    span.record("rpc.service", service);
+    span.record("rpc.method", method);
+    span.record("resource_allocator.request_id", request_id);
+    span
 }
 
 /// Notes how a call ended: by its code, and whether that is the service's fault.

@@ -38,7 +38,7 @@ pub struct AuditArgs {
 /// # Errors
 /// What stands in its way, or exit code 1 when something is not as it should be.
 pub fn run(args: &AuditArgs) -> Result<(), CliError> {
-    log::init(args.log.log_format, None);
+    let _log = log::init(args.log.log_format, None);
     let (cluster, connect) = reach(&args.database)?;
     let store = args.database.store_options(connect);
     let place = store::place(&store.connect);

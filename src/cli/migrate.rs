@@ -26,7 +26,7 @@ pub struct MigrateArgs {
 /// # Errors
 /// What stands in its way, in one line.
 pub fn run(args: &MigrateArgs) -> anyhow::Result<()> {
-    log::init(args.log.log_format, None);
+    let _log = log::init(args.log.log_format, None);
     let (cluster, connect) = database(&args.database)?;
     let place = store::place(&connect);
     let result = tokio::runtime::Builder::new_current_thread()

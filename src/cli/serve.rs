@@ -58,9 +58,9 @@ pub fn run(args: ServeArgs) -> anyhow::Result<()> {
         Traces::start(&TraceOptions { endpoint, sample_ratio: args.telemetry.trace_sample_ratio })
     });
     let traces = traces.transpose().context("cannot send traces to --otlp-endpoint")?;
-    let levels = log::init(args.log.log_format, traces.as_ref().map(Traces::tracer));
-    if let Some((levels, file)) = levels.zip(args.telemetry.log_levels.clone()) {
-        levels.follow(file).context("cannot take the levels of --log-levels")?;
+    let log = log::init(args.log.log_format, traces.as_ref().map(Traces::tracer));
+    if let Some((log, file)) = log.as_ref().zip(args.telemetry.log_levels.clone()) {
+        log.follow(file).context("cannot take the levels of --log-levels")?;
     }
     drop(inside);
     let inventory = args.placement.inventory.as_deref().map(read_inventory).transpose()?.unwrap_or_default();

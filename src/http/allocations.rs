@@ -2,6 +2,8 @@
 //!
 //! It is `ListAllocations` in another dress: the same filters, rules, order and refusals, all pages in one.
 
+use std::sync::Arc;
+
 use axum::{
     Extension, Json,
     extract::State,
@@ -52,7 +54,7 @@ impl From<v1::Allocation> for Allocation {
 
 /// The allocations that pass every filter of the query, ordered by project and module.
 pub(super) async fn list(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     Extension(id): Extension<RequestId>,
     Extension(caller): Extension<Caller>,
     uri: Uri,

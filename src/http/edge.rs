@@ -3,6 +3,8 @@
 //! A browser sends a request for any page that its user visits, and tells the page's origin with it. A page of an origin that
 //! nobody named may not call, whether or not it could read the answer: an allocation would be made all the same.
 
+use std::sync::Arc;
+
 use axum::{
     Extension,
     extract::{Request, State},
@@ -44,7 +46,7 @@ pub(super) fn cors(origins: &[Origin]) -> Option<CorsLayer> {
 
 /// Refuses what a page of an unknown origin has its reader's browser send.
 pub(super) async fn known_origins(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     Extension(id): Extension<RequestId>,
     request: Request,
     next: Next,
@@ -59,7 +61,7 @@ pub(super) async fn known_origins(
 
 /// Refuses a request for a method of a service that is no call of one.
 pub(super) async fn grpc_alone(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     Extension(id): Extension<RequestId>,
     request: Request,
     next: Next,
@@ -87,7 +89,7 @@ pub(super) async fn grpc_alone(
 
 /// The answer on a path of ours that does not take the method. The router adds which ones it takes.
 pub(super) async fn another_method(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     Extension(id): Extension<RequestId>,
     method: Method,
 ) -> Response {
@@ -109,7 +111,7 @@ fn not_allowed(http: &Http, id: &RequestId, method: &Method, allowed: &'static s
 
 /// The answer on a path that nothing is at.
 pub(super) async fn nothing_here(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     Extension(id): Extension<RequestId>,
     request: Request,
 ) -> Response {

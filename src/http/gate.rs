@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -23,7 +24,7 @@ use crate::{
 
 /// Lets a request in whose caller may make it, and notes who that is.
 pub(super) async fn admit(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     Extension(id): Extension<RequestId>,
     mut request: Request,
     next: Next,
@@ -69,7 +70,7 @@ fn count(http: &Http, caller: &Caller, peer: Option<&Peer>) -> Result<(), ApiErr
 
 /// Ends a call, and the stream that it answers, when its caller's credential is taken away or over.
 pub(super) async fn until_ended(
-    State(http): State<Http>,
+    State(http): State<Arc<Http>>,
     Extension(id): Extension<RequestId>,
     request: Request,
     next: Next,
@@ -92,7 +93,7 @@ struct UntilEnded {
     body: Body,
     /// None once it has ended.
     ended: Option<Ended>,
-    http: Http,
+    http: Arc<Http>,
     id: RequestId,
 }
 

@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use metrics::gauge;
+use metrics::{counter, gauge};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -45,13 +45,16 @@ pub struct Scraped {
     pub readiness: watch::Receiver<Readiness>,
     /// What was counted.
     pub recorder: PrometheusHandle,
+    /// How many lines of the log were dropped.
+    pub dropped_lines: fn() -> u64,
 }
 
 /// Everything that the port of the figures answers. `gate` lets in who may read.
 pub fn routes(scraped: Scraped, api: Api, gate: Gate) -> Routes {
-    let http = Http { api, readiness: scraped.readiness.clone(), origins: Arc::new([]), gate, rate: None };
+    let http =
+        Arc::new(Http { api, readiness: scraped.readiness.clone(), origins: Vec::new(), gate, rate: None });
     let figures = get(scrape).with_state(scraped);
-    let router: Router<Http> = Router::new()
+    let router: Router<Arc<Http>> = Router::new()
         .route("/metrics", figures)
         .method_not_allowed_fallback(edge::another_method)
         .fallback(edge::nothing_here)
@@ -78,6 +81,7 @@ async fn scrape(State(scraped): State<Scraped>) -> Response {
     let figures = scraped.allocator.figures().await;
     set(&figures);
     gauge!("allocator_watchers").set(count(scraped.hub.watchers()));
+    counter!("allocator_log_lines_dropped_total").absolute((scraped.dropped_lines)());
     let handed_round = scraped.hub.sequence().unwrap_or(figures.sequence);
     gauge!("allocator_log_lag_events").set(signed((figures.sequence - handed_round).max(0)));
     ([(CONTENT_TYPE, TEXT_FORMAT)], scraped.recorder.render()).into_response()

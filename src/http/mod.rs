@@ -24,12 +24,12 @@ use crate::{
     auth::{CallRate, Gate},
 };
 
-/// What the paths share.
-#[derive(Debug, Clone)]
+/// What the paths share. Each layer of each call has its own hold of it.
+#[derive(Debug)]
 struct Http {
     api: Api,
     readiness: watch::Receiver<Readiness>,
-    origins: Arc<[Origin]>,
+    origins: Vec<Origin>,
     gate: Gate,
     rate: Option<CallRate>,
 }
@@ -46,8 +46,8 @@ pub fn routes(
     max_call_rate: Option<NonZeroU32>,
 ) -> Routes {
     let cors = edge::cors(&origins);
-    let http = Http { api, readiness, origins: origins.into(), gate, rate: max_call_rate.map(CallRate::new) };
-    let mut router: Router<Http> = services
+    let http = Arc::new(Http { api, readiness, origins, gate, rate: max_call_rate.map(CallRate::new) });
+    let mut router: Router<Arc<Http>> = services
         .into_axum_router()
         .with_state(())
         .route_layer(middleware::from_fn_with_state(http.clone(), gate::until_ended))

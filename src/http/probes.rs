@@ -1,5 +1,7 @@
 //! What probes ask: whether the process answers, and whether it can do its work.
 
+use std::sync::Arc;
+
 use axum::{
     Extension, Json,
     extract::State,
@@ -32,7 +34,7 @@ struct Health {
 
 /// Always 200, for as long as the process answers: a service that is started anew because its database is away gains nothing.
 /// What it can do is told all the same.
-pub(super) async fn live(State(http): State<Http>) -> Response {
+pub(super) async fn live(State(http): State<Arc<Http>>) -> Response {
     let status = match *http.readiness.borrow() {
         Readiness::Ready => "SERVING",
         Readiness::DatabaseUnavailable | Readiness::ShuttingDown => "NOT_SERVING",
@@ -41,7 +43,7 @@ pub(super) async fn live(State(http): State<Http>) -> Response {
 }
 
 /// 200 while the service serves, otherwise a refusal that says why it does not.
-pub(super) async fn ready(State(http): State<Http>, Extension(id): Extension<RequestId>) -> Response {
+pub(super) async fn ready(State(http): State<Arc<Http>>, Extension(id): Extension<RequestId>) -> Response {
     let readiness = *http.readiness.borrow();
     let error = match readiness {
         Readiness::Ready => return Json(Health { status: "SERVING" }).into_response(),

@@ -1,13 +1,20 @@
 //! Log lines on standard error. A file, or else `RUST_LOG`, sets the levels; `info` without either. The file is read again when it
 //! changes, so that the levels change while the service runs.
+//!
+//! Whoever calls never waits for the one who reads the log. Lines go through a bounded queue to a thread that writes them, many at once
+//! where many wait; what does not fit is dropped, and counted.
 
 use std::{
-    io::{IsTerminal as _, stderr},
+    io::{self, BufWriter, IsTerminal as _, Write, stderr},
     path::PathBuf,
+    sync::{Arc, OnceLock},
+    thread,
+    time::Duration,
 };
 
 use opentelemetry_sdk::trace::SdkTracer;
 use tracing::{Level, level_filters::LevelFilter};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer as _, filter::Targets, fmt, layer::SubscriberExt as _, reload,
     util::SubscriberInitExt as _,
@@ -25,10 +32,37 @@ const DEFAULT_LEVELS: &str = "info,sqlx::postgres::notice=warn,opentelemetry=war
 /// Lines of this target are written whatever the levels say: whoever starts the service waits for them.
 pub const READY: &str = "resource_allocator::ready";
 
-type Change = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+/// How many lines wait to be written at the most: some seconds of calls, and a few MB.
+const QUEUE: usize = 16_384;
+/// How much is written at once, in bytes.
+const BUFFER: usize = 64 * 1_024;
+/// How long lines gather before the next are written. To be woken for each of thousands a second costs more than to write them.
+const PAUSE: Duration = Duration::from_millis(5);
 
-/// Changes the levels of a log.
-pub struct Levels(Change);
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+type Change = Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+/// Writes what it has when it is flushed, and rests then.
+struct Paced<W: Write>(BufWriter<W>);
+
+impl<W: Write> Write for Paced<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let flushed = self.0.flush();
+        thread::sleep(PAUSE);
+        flushed
+    }
+}
+
+/// A log that was started. What still waits is written when it is dropped.
+pub struct Log {
+    change: Change,
+    _writer: WorkerGuard,
+}
 
 /// Why levels cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -46,14 +80,20 @@ pub enum LevelsError {
 
 /// Starts the log, and has `tracer` take the spans of traces. A second call does nothing, so that tests may start several services;
 /// it returns nothing to change the levels by.
-pub fn init(format: Option<LogFormat>, tracer: Option<SdkTracer>) -> Option<Levels> {
+#[must_use]
+pub fn init(format: Option<LogFormat>, tracer: Option<SdkTracer>) -> Option<Log> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LEVELS));
     // The levels are of the whole and come first: of what they leave out, no layer's own filter keeps anything in mind. It would
     // take that for the next event where a library only asks whether one were written.
     let filter = with_own(filter, tracer.is_some());
     let terminal = stderr().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });
-    let layer = fmt::layer().with_writer(stderr);
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(QUEUE)
+        .thread_name("log")
+        .finish(Paced(BufWriter::with_capacity(BUFFER, stderr())));
+    let dropped = writer.error_counter();
+    let layer = fmt::layer().with_writer(writer);
     let layer = match format {
         LogFormat::Text => layer.with_ansi(terminal).with_target(false).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).with_span_list(false).boxed(),
@@ -74,24 +114,32 @@ pub fn init(format: Option<LogFormat>, tracer: Option<SdkTracer>) -> Option<Leve
         let registry =
             tracing_subscriber::registry().with(layer.with_filter(lines)).with(sampled.with_filter(spans));
         registry.with(filter).try_init().ok()?;
-        Box::new(move |filter| handle.reload(with_own(filter, true)))
+        Arc::new(move |filter| handle.reload(with_own(filter, true)))
     } else {
         let (filter, handle) = reload::Layer::new(filter);
         tracing_subscriber::registry().with(layer).with(filter).try_init().ok()?;
-        Box::new(move |filter| handle.reload(with_own(filter, false)))
+        Arc::new(move |filter| handle.reload(with_own(filter, false)))
     };
-    Some(Levels(change))
+    let _ = DROPPED.set(dropped);
+    Some(Log { change, _writer: guard })
 }
 
-impl Levels {
-    /// Takes the levels from a file, and again when it changes. An empty one stands for the levels that there are without one.
+/// How many lines were dropped because those before them were not read.
+#[must_use]
+pub fn dropped_lines() -> u64 {
+    DROPPED.get().map_or(0, |dropped| u64::try_from(dropped.dropped_lines()).unwrap_or(u64::MAX))
+}
+
+impl Log {
+    /// Takes its levels from a file, and again when it changes. An empty one stands for the levels that there are without one.
     ///
     /// # Errors
     /// When it cannot be taken as it is now.
-    pub fn follow(self, file: PathBuf) -> Result<(), FollowError<LevelsError>> {
+    pub fn follow(&self, file: PathBuf) -> Result<(), FollowError<LevelsError>> {
+        let change = self.change.clone();
         let mut changes = followed::follow("the levels of the log", vec![file], move |contents| {
             let text = str::from_utf8(&contents[0]).map_err(|_| LevelsError::NoText)?;
-            (self.0)(levels(text)?).map_err(LevelsError::from)
+            change(levels(text)?).map_err(LevelsError::from)
         })?;
         // It is looked at for as long as anyone waits for a change.
         tokio::spawn(async move { while changes.changed().await.is_ok() {} });

@@ -94,6 +94,11 @@ fn describe() {
         Unit::Count,
         "Events that are folded and not yet handed to watchers"
     );
+    describe_counter!(
+        "allocator_log_lines_dropped_total",
+        Unit::Count,
+        "Lines for standard error that were dropped because nobody read those before them"
+    );
     describe_gauge!("allocator_database_up", "Whether the database answers: 1 or 0");
     describe_gauge!(
         "allocator_database_connections",

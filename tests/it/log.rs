@@ -8,6 +8,7 @@ use tonic::Request;
 
 use crate::support::{
     Client, TestDatabase,
+    figures::{scrape, value},
     process::{Process, folder, run, wait_until},
     requests::{ram, request},
     server,
@@ -61,6 +62,8 @@ async fn a_call_is_one_line_that_says_whose_it_was_and_what_came_of_it() {
     }
     // Probes are told to those who ask for it.
     assert_eq!(run(&["health", "--endpoint", &service.endpoint()]).status.code(), Some(0));
+    client.allocator.ensure_allocation(called(request("shop"), "last")).await.unwrap();
+    line(&service, "last");
     assert!(!service.said().text().contains("grpc.health"));
 }
 
@@ -95,6 +98,46 @@ async fn the_levels_of_the_log_change_while_the_service_runs() {
         run(&["health", "--endpoint", &service.endpoint()]);
         service.said().text().contains("grpc.health")
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_holds_up_no_call_and_what_is_dropped_is_counted() {
+    let database = TestDatabase::create().await;
+    let folder = folder();
+    let levels = folder.path().join("levels");
+    fs::write(&levels, "info\n").unwrap();
+    let flags = ["--log-format", "json", "--log-levels", levels.to_str().unwrap()];
+    let service =
+        Process::start_on(database.url(), &[&flags[..], &["--metrics-listen", "127.0.0.1:0"]].concat());
+    let figures = service.said().wait_for("figures for Prometheus at ");
+    let mut client = Client::connect(&service.endpoint()).await;
+    client.register(server("web-1")).await;
+
+    // Several times what a pipe takes, of lines that find room in the queue.
+    let held = service.said().hold();
+    for call in 0..1_000 {
+        client.allocator.ensure_allocation(called(request("shop"), &format!("waits-{call}"))).await.unwrap();
+    }
+    assert!(dropped(&figures).await < 1.0);
+    drop(held);
+    wait_until("every line", || service.said().text().matches("\"waits-").count() == 1_000);
+
+    // The wire, frame by frame: more than the queue takes.
+    fs::write(&levels, "trace\n").unwrap();
+    service.said().wait_for("the levels of the log changed");
+    let held = service.said().hold();
+    while dropped(&figures).await < 1.0 {
+        client.allocator.ensure_allocation(request("shop")).await.unwrap();
+    }
+    drop(held);
+    while lines(&service, "read-again").is_empty() {
+        client.allocator.ensure_allocation(called(request("shop"), "read-again")).await.unwrap();
+    }
+}
+
+/// How many lines were dropped.
+async fn dropped(figures: &str) -> f64 {
+    value(&scrape(figures).await, "allocator_log_lines_dropped_total").unwrap()
 }
 
 #[test]

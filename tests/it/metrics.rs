@@ -7,6 +7,7 @@ use resource_allocator::proto::v1;
 use crate::support::{
     Client,
     credentials::CredentialFile,
+    figures::{scrape, value},
     process::{Process, ProcessOptions, folder, wait_until},
     server,
 };
@@ -29,19 +30,6 @@ async fn start_with(data_dir: &Path, flags: &[&str]) -> (Process, String) {
     })
     .await
     .unwrap()
-}
-
-async fn scrape(url: &str) -> String {
-    let answer = reqwest::get(url).await.unwrap();
-    assert_eq!(answer.status(), 200);
-    assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
-    answer.text().await.unwrap()
-}
-
-/// The value of a series, given as it is written.
-fn value(text: &str, series: &str) -> Option<f64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
-    Some(line.parse().unwrap())
 }
 
 /// Waits until a series has a value: housekeeping folds what was committed within seconds.

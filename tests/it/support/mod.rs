@@ -6,6 +6,7 @@ mod cluster;
 pub mod credentials;
 mod database;
 pub mod exporter;
+pub mod figures;
 pub mod inventory;
 
 pub mod process;

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
-    sync::{Arc, Condvar, Mutex},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread,
     time::{Duration, Instant},
 };
@@ -89,6 +89,11 @@ impl Said {
         self.0.0.lock().unwrap().0.clone()
     }
 
+    /// Reads on no further until this is dropped: what the process says then stays in its pipe.
+    pub fn hold(&self) -> Held<'_> {
+        Held { _lock: self.0.0.lock().unwrap() }
+    }
+
     /// Waits for words, and returns what follows them up to a quote or the end of the line.
     pub fn wait_for(&self, words: &str) -> String {
         let (said, _) = self
@@ -101,6 +106,11 @@ impl Said {
         let Some((_, after)) = said.0.split_once(words) else { panic!("never said `{words}`: {}", said.0) };
         after.split(['"', '\'', '\n']).next().unwrap_or_default().to_owned()
     }
+}
+
+/// What a process says is not read while this is there.
+pub struct Held<'a> {
+    _lock: MutexGuard<'a, (String, bool)>,
 }
 
 /// A process that is ended with the test, by its pid.

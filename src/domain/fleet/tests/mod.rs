@@ -10,7 +10,7 @@ use crate::domain::{
     Disposition,
     event::{Refused, Requested},
     testing::{
-        Ledger, NOW, TestServer, a_fleet, a_report, a_server, an_ensure, context, decide_new, handle,
+        Ledger, NOW, TestServer, a_fleet, a_report, a_server, an_ensure, context, decide_new, handle, port,
         project, ram,
     },
 };
@@ -76,6 +76,7 @@ fn a_fleet_is_empty_until_a_server_is_registered_and_once_it_is_removed() {
     assert!(fleet.is_empty());
     fleet.upsert(a_server("web-1").server);
     assert_eq!(fleet.len(), 1);
+    assert!(!fleet.is_empty());
     fleet.remove(&handle("web-9"));
     assert_eq!(fleet.len(), 1);
     fleet.remove(&handle("web-1"));
@@ -150,6 +151,28 @@ fn usage_of_a_server_that_nobody_knows_is_passed_over() {
     assert!(fleet.is_empty());
 }
 
+#[test]
+fn a_decision_may_depend_on_usage_while_any_server_has_a_report() {
+    let mut fleet = a_fleet(&["web-1", "web-2"].map(a_server));
+    assert!(!fleet.usage_counts());
+    for name in ["web-1", "web-1", "web-2"] {
+        fleet.observe(&handle(name), a_report(NOW, ram(9), &[]));
+        assert!(fleet.usage_counts());
+    }
+    fleet.remove(&handle("web-1"));
+    assert!(fleet.usage_counts());
+    fleet.remove(&handle("web-2"));
+    assert!(!fleet.usage_counts());
+}
+
+#[test]
+fn ports_that_were_read_as_held_are_not_given_again() {
+    let mut fleet = a_fleet(&[a_server("web-1")]);
+    fleet.load_held(&handle("web-1"), Protocol::Tcp, &[port(8000), port(8001)]);
+    assert_eq!(state(&fleet, "web-1").ports.held_count(), 2);
+    assert_eq!(decide_new(&fleet, &an_ensure("shop")).unwrap().port_numbers(), [8002]);
+}
+
 fn entry(first_sequence: i64, project_id: Option<ProjectId>, operation: Operation) -> LogEntry {
     let request_id = String::new();
     LogEntry {
@@ -217,8 +240,24 @@ fn refusals_are_forgotten_once_they_are_old() {
     let mut fleet = Fleet::default();
     for second in 0..5_000 {
         fleet.apply(&refusal_of(&format!("bot-{second}"), Reason::NoServers, second));
-        assert!(fleet.recent_refusals.len() <= 1024);
+        assert!(fleet.recent_refusals.len() <= 20);
     }
+    for rare in 1..10 {
+        fleet.apply(&refusal_of(&format!("rare-{rare}"), Reason::NoServers, 5_000 + 20 * rare));
+        assert_eq!(fleet.recent_refusals.len(), 1);
+    }
+}
+
+#[test]
+fn a_refusal_that_is_no_news_yet_is_kept_where_older_ones_are_forgotten() {
+    let mut fleet = Fleet::default();
+    for (name, second) in [("old", 0), ("recent", 5), ("now", 10)] {
+        fleet.apply(&refusal_of(name, Reason::NoServers, second));
+    }
+    assert!(fleet.was_just_refused(&project("recent"), Reason::NoServers, NOW + Duration::seconds(10)));
+    let mut kept: Vec<_> = fleet.recent_refusals.keys().map(ProjectId::as_str).collect();
+    kept.sort_unstable();
+    assert_eq!(kept, ["now", "recent"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod syncs;
 use super::*;
 use crate::domain::{
     Disposition, ResourceRequest,
-    testing::{Ledger, TestServer, a_fleet, a_server, an_ensure, handle, ram, range},
+    testing::{Ledger, NOW, TestServer, a_fleet, a_report, a_server, an_ensure, handle, ram, range},
 };
 
 /// The spec that leaves everything of the server as it is described, but for what stands on its own.

@@ -293,3 +293,38 @@ fn l37_an_entry_that_was_made_from_an_older_state_is_rejected_and_the_others_are
         plan_sync(&fleet, &list([entry("web-1", "i-1", &current), entry("web-2", "i-2", "g0")])).unwrap();
     assert_eq!(kinds(&plan), [("web-1", "updated"), ("web-2", "rejected")]);
 }
+
+/// An entry whose source says how much of the server is in use.
+fn seeded(server: TestServer, usage: Resources) -> ServerSpec {
+    let seed = Observation { observer: Observer::Provider, ..a_report(NOW, usage, &[]) };
+    ServerSpec { seed: Some(seed), ..spec(server) }
+}
+
+#[test]
+fn what_a_source_says_of_usage_counts_until_the_host_reports_l22() {
+    let fleet = a_fleet(&[
+        listed("web-1", "i-1"),
+        listed("web-2", "i-2").reported(0, ram(7), &[]),
+        listed("web-3", "i-3").seeded(ram(7)),
+        listed("web-4", "i-4"),
+        listed("web-5", "i-5"),
+        a_server("mine"),
+    ]);
+    let request = list([
+        seeded(listed("renamed", "i-1"), ram(1)),
+        seeded(listed("web-2", "i-2"), ram(2)),
+        seeded(listed("web-3", "i-3"), ram(3)),
+        // Rejected: two entries are one server.
+        seeded(listed("web-4", "i-4"), ram(4)),
+        seeded(listed("web-4", "i-4"), ram(4)),
+        ServerSpec { external_id: None, ..seeded(listed("web-5", "i-5"), ram(5)) },
+        // Another source's.
+        seeded(listed("mine", "i-6"), ram(6)),
+        spec(listed("web-7", "i-7")),
+    ]);
+    let plan = plan_sync(&fleet, &request).unwrap();
+    let seeds = sync_seeds(&fleet, &request, &plan);
+    let told: Vec<_> = seeds.iter().map(|(handle, seed)| (handle.as_str(), seed.ram_mb.unwrap())).collect();
+    assert_eq!(told, [("web-1", 1), ("web-3", 3), ("web-5", 5)]);
+    assert_eq!(sync_seeds(&fleet, &list([spec(listed("web-1", "i-1"))]), &plan), BTreeMap::new());
+}
