@@ -95,7 +95,7 @@ impl Combiner {
         }
         let begin = Instant::now();
         let mut replica = self.replica.write().await;
-        let now = clock.now();
+        let now = replica.fleet().not_before(clock.now());
         let planned = may_be_planned_ahead(&replica, batch, now)
             .then(|| plan(&mut replica, batch, &self.options.context(now)))
             .flatten();

@@ -109,7 +109,7 @@ impl Combiner {
             drop(conn);
             return Box::pin(self.commit(batch, Alone(alone))).await;
         }
-        let (mut transaction, pool) = begun?;
+        let (mut transaction, mut pool) = begun?;
         let clock = Clock::new(pool.now);
         if !alone {
             // Whoever came while these waited for the pool's row.
@@ -124,6 +124,7 @@ impl Combiner {
         self.clock = (!replica.is_behind(&pool)).then_some(clock);
         // In later statements than the lock: a statement's snapshot is older than the lock that it waits for.
         replica.catch_up(&mut transaction, &pool).await?;
+        pool.now = replica.fleet().not_before(pool.now);
         let written = self.write(&mut transaction, &mut replica, &pool, batch);
         let result = written.instrument(trace.span()).await;
         let result = match result {

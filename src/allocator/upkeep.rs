@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::{AllocatorOptions, Error, command::Job};
-use crate::store::{Store, StoreError, events, pools, ports};
+use crate::{
+    domain::fleet::CLOCK_SKEW,
+    store::{Store, StoreError, events, pools, ports},
+};
 
 /// How often it is looked whether there is something to remove.
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -51,17 +54,19 @@ impl Upkeep {
     }
 
     /// Removes a step of ports whose rest is over; tells whether there may be more. Without the pool's row: a port whose rest is
-    /// over is free whether its row is there or not.
+    /// over is free whether its row is there or not. Those whose rest is just over stay, for who decides at this moment may take it
+    /// to be a little earlier.
     async fn remove_rested(&self) -> Result<bool, Error> {
         let mut conn = self.store.acquire().await?;
         let pool = pools::find(&mut conn).await?;
-        let rested = ports::has_rested(&mut conn, pool.now).await?;
+        let rested_by = pool.now - CLOCK_SKEW;
+        let rested = ports::has_rested(&mut conn, rested_by).await?;
         drop(conn);
         if !rested {
             return Ok(false);
         }
         let mut transaction = self.store.begin_upkeep().await?;
-        let removed = ports::delete_rested(&mut transaction, pool.now, STEP).await?;
+        let removed = ports::delete_rested(&mut transaction, rested_by, STEP).await?;
         transaction.commit().await.map_err(StoreError::from)?;
         Ok(i64::try_from(removed) == Ok(STEP))
     }

@@ -4,6 +4,7 @@
 //! It holds what a choice needs (servers, sums, ports), not what each project holds: that is read for the projects at hand.
 
 mod attempt;
+mod clock;
 mod index;
 mod state;
 mod trie;
@@ -15,6 +16,7 @@ use time::{Duration, OffsetDateTime};
 
 use self::{attempt::Attempt, index::Index};
 pub use self::{
+    clock::CLOCK_SKEW,
     index::Among,
     state::{PortStanding, ServerRow, ServerState},
     trie::{Cover, Verdict},
@@ -47,6 +49,8 @@ pub struct Fleet {
     recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
     refusals_cleaned: Option<OffsetDateTime>,
     sequence: i64,
+    /// The latest time that it was told of.
+    time: Option<OffsetDateTime>,
     attempt: Option<Attempt>,
 }
 
@@ -250,6 +254,7 @@ impl Fleet {
         standing: PortStanding,
         now: OffsetDateTime,
     ) {
+        self.come_to(now);
         self.change(handle, |state| match standing {
             PortStanding::Held => state.ports.take(protocol, port),
             PortStanding::Resting(until) => state.ports.give_back(protocol, port, until, now),
@@ -289,6 +294,7 @@ impl Fleet {
     pub fn apply(&mut self, entry: &LogEntry) {
         self.note_step(entry);
         self.sequence = entry.last_sequence();
+        self.come_to(entry.event_time);
         self.line.fold(entry);
         match (&entry.operation, &entry.server_handle) {
             (Operation::Ensured(ensured), Some(handle)) => {

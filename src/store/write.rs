@@ -39,15 +39,15 @@ pub(super) const BEGIN_UPKEEP: &str = concat!("BEGIN; ", settings!("SET LOCAL"))
 macro_rules! begin_and_lock {
     ($columns:tt) => {
         concat!(
-            "BEGIN; SELECT ",
+            "BEGIN; WITH pool AS MATERIALIZED (SELECT ",
             $columns,
-            ", clock_timestamp() AS now FROM pools WHERE pool_id = 1 FOR UPDATE"
+            " FROM pools WHERE pool_id = 1 FOR UPDATE) SELECT *, clock_timestamp() AS now FROM pool"
         )
     };
 }
 
-/// Begins a transaction of the combiner and waits for the default pool's row. Statements that are sent together cannot have
-/// parameters.
+/// Begins a transaction of the combiner and waits for the default pool's row. The time is that at which the row is had: in one query
+/// with the lock it would be that at which the wait began. Statements that are sent together cannot have parameters.
 const BEGIN_AND_LOCK: &str = with_pool_columns!(begin_and_lock);
 
 /// A transaction that holds the pool's row. Unless it is committed, its connection is closed when that is dropped, and Postgres

@@ -14,7 +14,7 @@ use resource_allocator::{
     proto::v1::{EnsureAllocationRequest, EnsureAllocationResponse, Resources},
     store::{Store, StoreError, StoreOptions, WriteTransaction},
 };
-use sqlx::{PgPool, Postgres, Transaction};
+use sqlx::{PgPool, Postgres, Transaction, types::time::OffsetDateTime};
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::{
@@ -75,6 +75,23 @@ async fn placed(sql: &PgPool, project: &str) -> bool {
     .fetch_one(sql)
     .await
     .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_decision_is_of_the_time_at_which_it_has_the_row_and_not_at_which_it_began_to_wait() {
+    let service = TestService::start().await;
+    let mut client = service.client.clone();
+    client.register(server("web-1")).await;
+    let sql = &service.database.sql;
+    let held = hold_pool(sql).await;
+    let call = ensure(&client, "shop");
+    wait_for_combiner(sql).await;
+    let waited: OffsetDateTime = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(sql).await.unwrap();
+    held.rollback().await.unwrap();
+    call.await.unwrap().unwrap();
+    let decided: OffsetDateTime =
+        sqlx::query_scalar("SELECT create_time FROM placements").fetch_one(sql).await.unwrap();
+    assert!(decided >= waited, "{decided} is before {waited}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

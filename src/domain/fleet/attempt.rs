@@ -17,6 +17,8 @@ use crate::domain::{
 pub struct Attempt {
     /// The fleet's number before it.
     sequence: i64,
+    /// How far its time had come.
+    time: Option<OffsetDateTime>,
     steps: Vec<Step>,
     /// Something was applied that cannot be taken back.
     is_final: bool,
@@ -42,7 +44,7 @@ struct Placed {
 impl Fleet {
     /// Begins an attempt: what is applied from now on can be taken back until it is kept.
     pub fn attempt(&mut self) {
-        self.attempt = Some(Attempt { sequence: self.sequence, ..Attempt::default() });
+        self.attempt = Some(Attempt { sequence: self.sequence, time: self.time, ..Attempt::default() });
     }
 
     /// Whether there is an attempt: what the fleet then says may come to nothing.
@@ -64,6 +66,7 @@ impl Fleet {
             self.take_back(step);
         }
         self.sequence = attempt.sequence;
+        self.time = attempt.time;
         !attempt.is_final
     }
 

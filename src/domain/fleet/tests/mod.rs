@@ -1,6 +1,7 @@
 //! The fold: what each operation does to it.
 
 mod attempts;
+mod clock;
 mod histories;
 
 use std::{cmp::Reverse, collections::BTreeMap};
