@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use sqlx::{
     Connection as _, PgConnection,
+    error::DatabaseError,
     migrate::{MigrateError, Migrator},
+    pool::PoolConnection,
 };
 
 use super::{Store, StoreError};
@@ -15,6 +17,11 @@ pub static MIGRATOR: Migrator = sqlx::migrate!();
 /// How long a start tries once more to learn why the database cannot be reached.
 const LAST_TRY: Duration = Duration::from_secs(3);
 
+/// How often a migration is tried. Each time takes Postgres a second to find out (`deadlock_timeout`).
+const TRIES: u32 = 10;
+/// Postgres' code for it.
+const DEADLOCK_DETECTED: &str = "40P01";
+
 /// A migration that was applied, as sqlx notes it.
 #[derive(sqlx::FromRow)]
 struct Applied {
@@ -24,18 +31,28 @@ struct Applied {
 }
 
 impl Store {
-    /// Applies what is missing of this release's migrations. Replicas that start at once wait for each other.
+    /// Applies what is missing of this release's migrations. Replicas that start at once wait for each other. A migration that
+    /// Postgres ends because others, such as replicas of the release before, read the tables in another order is tried again.
     ///
     /// # Errors
     /// [`MigrateError`], of which `VersionMissing` says that a newer release migrated this database.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
-        match MIGRATOR.run(&self.shared).await {
+        let acquired = self.shared.acquire().await.map(PoolConnection::detach);
+        let mut conn = match acquired {
             // The pool, which tried until its time was over, does not say what it met.
-            Err(MigrateError::Execute(sqlx::Error::PoolTimedOut)) => {
-                MIGRATOR.run(&mut self.connect_past_the_pool().await?).await
+            Err(sqlx::Error::PoolTimedOut) => self.connect_past_the_pool().await?,
+            acquired => acquired?,
+        };
+        // On one connection, which keeps other replicas from migrating until it is closed.
+        for _ in 1..TRIES {
+            match MIGRATOR.run(&mut conn).await {
+                Err(error) if is_deadlock(&error) => {
+                    tracing::warn!(%error, "a migration stood in the way of others, and is tried again");
+                }
+                result => return result,
             }
-            result => result,
         }
+        MIGRATOR.run(&mut conn).await
     }
 
     /// The migrations of this release that were not applied, in their order; changes nothing.
@@ -77,6 +94,14 @@ impl Store {
         let connecting = tokio::time::timeout(LAST_TRY, PgConnection::connect_with(&options));
         connecting.await.map_err(|_| sqlx::Error::PoolTimedOut)?
     }
+}
+
+/// Whether Postgres ended a migration because it and others waited for each other.
+fn is_deadlock(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = error else {
+        return false;
+    };
+    source.as_database_error().and_then(DatabaseError::code).as_deref() == Some(DEADLOCK_DETECTED)
 }
 
 /// Every migration that was applied, in their order.

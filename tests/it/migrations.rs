@@ -11,9 +11,9 @@ use resource_allocator::{
     shutdown::Shutdown,
     store::{MIGRATOR, StoreOptions},
 };
-use sqlx::{Connection as _, Executor as _, PgConnection};
+use sqlx::{Connection as _, Executor as _, PgConnection, migrate::Migrator};
 
-use crate::support::{Client, TestDatabase, TestService, inventory::get, server as a_server};
+use crate::support::{Client, TestDatabase, TestService, inventory::get, process::run, server as a_server};
 
 async fn start(database: &TestDatabase) -> anyhow::Result<(RunningServer, Shutdown)> {
     let shutdown = Shutdown::default();
@@ -74,6 +74,32 @@ async fn migrating_again_changes_nothing() {
     MIGRATOR.run(&mut conn).await.unwrap();
     let (_running, _shutdown) = start(&database).await.unwrap();
     assert_eq!(schema(&database).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_readers_stand_in_the_way_of_is_tried_again() {
+    // This one alters servers, then placements.
+    const NEWEST: i64 = 12;
+    let database = TestDatabase::create().await;
+    let migrated = schema(&database).await;
+    empty(&database).await;
+    let mut conn = PgConnection::connect(database.url()).await.unwrap();
+    let before = MIGRATOR.iter().filter(|migration| migration.version < NEWEST).cloned();
+    Migrator::with_migrations(before.collect()).run(&mut conn).await.unwrap();
+
+    // A reader of the release before, which reads them the other way round.
+    conn.execute("BEGIN; SELECT FROM placements").await.unwrap();
+    let url = database.url().to_owned();
+    let starting = tokio::task::spawn_blocking(move || run(&["migrate", "--database-url", &url]));
+    let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&database.sql).await.unwrap() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    conn.execute("SELECT FROM servers; COMMIT").await.expect("it is the migration that gives way");
+    let migrating = starting.await.unwrap();
+    assert!(migrating.status.success(), "{migrating:?}");
+    assert!(String::from_utf8_lossy(&migrating.stderr).contains("is tried again"), "{migrating:?}");
+    assert_eq!(schema(&database).await.len(), migrated.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    error::Error as _,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -386,6 +387,15 @@ fn refusal(status: &Status) -> Answer {
     match reason.as_str() {
         "PROJECT_NOT_FOUND" => Answer::Absent,
         reason if NO_ROOM.contains(&reason) => Answer::Refused(reason.to_owned()),
+        // What the client itself says of its connection: tonic tells a call that a replica which stops did not take as INTERNAL or
+        // UNKNOWN, where other clients repeat it by themselves or say UNAVAILABLE.
+        "" if status
+            .source()
+            .and_then(|source| source.downcast_ref::<tonic::transport::Error>())
+            .is_some() =>
+        {
+            Answer::Unknown(format!("Unavailable, {status:?}"))
+        }
         reason => Answer::Unknown(format!("{:?} `{reason}`", status.code())),
     }
 }
