@@ -1,5 +1,7 @@
 //! The line's rule, by example and in random histories.
 
+mod changes;
+
 use std::collections::BTreeMap;
 
 use proptest::{

@@ -143,6 +143,18 @@ fn the_largest_amounts_do_not_overflow() {
     refused(&a_fleet([&server]), &request.ram(0).cpu(0).binpack());
 }
 
+#[test]
+fn shares_of_the_most_that_over_commit_makes_of_a_server_are_exact() {
+    use crate::domain::{policy::MAX_OVERCOMMIT_PERCENT, resources::MAX_MB};
+    let most = i64::try_from(MAX_MB).unwrap();
+    let server =
+        a_server("web-1").cpu(1000).ram(most).overcommit(MAX_OVERCOMMIT_PERCENT).reserved(ram(most * 60));
+    let asked = Resources { cpu_millis: 90_000, ram_mb: most * 10, disk_mb: 0 };
+    let score = Score::of(&server.state(), asked, Placing::Binpack);
+    // Three tenths of its RAM are left and one of its CPU; as much as they differ by is stranded.
+    assert_eq!(score.measure(), -(300_000 + 100_000 + 200_000));
+}
+
 proptest! {
     #![proptest_config(cases(256))]
 
