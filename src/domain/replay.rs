@@ -312,3 +312,6 @@ fn told(outcome: &Outcome<'_>) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

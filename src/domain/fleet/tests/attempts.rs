@@ -3,9 +3,13 @@
 use proptest::{collection, prelude::*};
 
 use super::*;
-use crate::domain::testing::{
-    arbitrary::{arbitrary_ensure, arbitrary_servers},
-    cases,
+use crate::domain::{
+    event::Served,
+    testing::{
+        arbitrary::{arbitrary_ensure, arbitrary_servers},
+        cases,
+        queue::Waited,
+    },
 };
 
 proptest! {
@@ -49,5 +53,37 @@ fn a_release_cannot_be_taken_back() {
     ledger.ensure(&an_ensure("shop")).unwrap();
     ledger.fleet.attempt();
     ledger.release("shop", &[]);
+    assert!(!ledger.fleet.take_back_attempt());
+}
+
+#[test]
+fn there_is_an_attempt_until_it_is_kept_or_taken_back() {
+    let mut fleet = a_fleet(&[a_server("web-1")]);
+    assert!(!fleet.is_attempting());
+    assert!(fleet.take_back_attempt(), "there is nothing to take back");
+    fleet.attempt();
+    assert!(fleet.is_attempting());
+    fleet.keep_attempt();
+    assert!(!fleet.is_attempting());
+    fleet.attempt();
+    assert!(fleet.take_back_attempt());
+    assert!(!fleet.is_attempting());
+}
+
+#[test]
+fn what_changes_the_line_cannot_be_taken_back() {
+    let mut ledger = Ledger::of([&a_server("web-1").ram(1024)]);
+    ledger.ensure(&an_ensure("shop").ram(1024)).unwrap();
+    let waits = an_ensure("wiki").ram(1024);
+    assert!(matches!(ledger.wait(&waits, 600), Waited::Waits));
+    ledger.settle(|_, _| {});
+    // A project that stands in line is placed by a call of its own.
+    ledger.fleet.attempt();
+    ledger.ensure(&an_ensure("wiki").ram(0).disk(0)).unwrap();
+    assert!(!ledger.fleet.take_back_attempt());
+    // One is served that stands in no line any more.
+    let served = Some(Served { arrival: 1, since: NOW });
+    ledger.fleet.attempt();
+    ledger.ensure_served(&an_ensure("blog").ram(0).disk(0), served).unwrap();
     assert!(!ledger.fleet.take_back_attempt());
 }
