@@ -152,4 +152,31 @@ mod tests {
         assert_eq!(lowest_outside(65535, 65535, |_| 0), Some(65535));
         assert_eq!(lowest_outside(65535, 65535, |index| last.word(index)), None);
     }
+    #[test]
+    fn sets_are_equal_that_hold_the_same_ports_however_they_came_to_it() {
+        let set = |ports: &[u16]| -> PortSet { ports.iter().copied().collect() };
+        for other in [set(&[]), set(&[8001]), set(&[8000, 8001]), set(&[80, 8000]), set(&[8000, 9000])] {
+            assert_ne!(set(&[8000]), other);
+            assert_ne!(other, set(&[8000]));
+        }
+        let mut shrunk = set(&[80, 8000, 9000]);
+        shrunk.remove(80);
+        shrunk.remove(9000);
+        assert_eq!(set(&[8000]), shrunk);
+        assert_eq!(shrunk, set(&[8000]));
+    }
+
+    #[test]
+    fn a_set_is_empty_before_the_first_port_and_after_the_last() {
+        let mut set = PortSet::default();
+        assert!(set.is_empty());
+        for port in [8000, 9000] {
+            set.insert(port);
+            assert!(!set.is_empty());
+        }
+        set.remove(8000);
+        assert!(!set.is_empty());
+        set.remove(9000);
+        assert!(set.is_empty());
+    }
 }

@@ -288,4 +288,23 @@ mod tests {
         assert_eq!(figures, expected);
         assert_eq!(refusal.to_string(), "none");
     }
+    #[test]
+    fn how_long_to_wait_is_the_contracts() {
+        let seconds = |reason: Reason| reason.retry_after().map(|after| after.as_secs());
+        assert_eq!(seconds(Reason::InsufficientCapacity), Some(10));
+        assert_eq!(seconds(Reason::LineFull), Some(10));
+        assert_eq!(seconds(Reason::UsageStale), Some(5));
+        assert_eq!(seconds(Reason::WaitTimedOut), None);
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_cut_between_characters_and_says_so() {
+        for text in ["", "twelve bytes"] {
+            assert_eq!(cut(text.to_owned(), 12), text);
+        }
+        assert_eq!(cut("thirteen byte".to_owned(), 12), "thirteen …");
+        assert_eq!(cut("проект".to_owned(), 11), "прое…");
+        assert_eq!(cut("проект".to_owned(), 10), "про…");
+        assert_eq!(cut("any".to_owned(), 0), "…");
+    }
 }

@@ -151,3 +151,6 @@ pub struct FindRequest {
     /// How many candidates at the most.
     pub max_candidates: usize,
 }
+
+#[cfg(test)]
+mod tests;

@@ -236,3 +236,55 @@ impl ResourceRequest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_is_changed_for_the_resource_that_it_is_of() {
+        let mut figures = PerResource::all(Some(0));
+        let mut amounts = ResourceRequest::default();
+        for (index, resource) in (1..).zip(Resource::ALL) {
+            *figures.get_mut(resource) = Some(index);
+            *amounts.get_mut(resource) = Some(index);
+        }
+        assert_eq!(figures, PerResource { ram: Some(1), disk: Some(2), cpu: Some(3) });
+        assert_eq!(amounts, ResourceRequest { ram_mb: Some(1), disk_mb: Some(2), cpu_millis: Some(3) });
+        assert_eq!(Resource::ALL.map(|resource| figures.get(resource)), [Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn figures_are_empty_where_there_is_none_at_all() {
+        assert!(PerResource::all(None).is_empty());
+        for resource in Resource::ALL {
+            let mut figures = PerResource::default();
+            *figures.get_mut(resource) = Some(0);
+            assert!(!figures.is_empty(), "zero is a figure");
+        }
+    }
+
+    #[test]
+    fn amounts_are_told_with_their_units() {
+        let amounts = Resources { cpu_millis: 0, ram_mb: 512, disk_mb: 1024 };
+        assert_eq!(amounts.to_string(), "512 MB RAM, 1024 MB disk, 0 thousandths of a CPU");
+    }
+
+    #[test]
+    fn amounts_are_added_and_taken_away_resource_by_resource() {
+        let (some, more) = (
+            Resources { cpu_millis: 3, ram_mb: 5, disk_mb: 7 },
+            Resources { cpu_millis: 10, ram_mb: 4, disk_mb: 7 },
+        );
+        let mut sum = some;
+        sum += more;
+        assert_eq!(sum, Resources { cpu_millis: 13, ram_mb: 9, disk_mb: 14 });
+        assert_eq!(sum, some + more);
+        sum -= more;
+        assert_eq!(sum, some);
+        assert_eq!(some - more, Resources { cpu_millis: -7, ram_mb: 1, disk_mb: 0 });
+        assert_eq!(more.short_of(some), Resources { cpu_millis: 7, ram_mb: 0, disk_mb: 0 });
+        assert!(!more.short_of(some).is_zero());
+        assert!(some.short_of(some).is_zero());
+    }
+}

@@ -265,6 +265,50 @@ fn a_port_that_need_not_rest_does_not() {
 }
 
 #[test]
+fn a_port_whose_rest_ended_is_forgotten_and_one_that_rests_is_not() {
+    let mut ports = ServerPorts::default();
+    for (number, seconds) in [(8000, 60), (8001, 61)] {
+        let now = NOW + Duration::seconds(seconds - 60);
+        ports.give_back(Protocol::Tcp, port(number), NOW + Duration::seconds(seconds), now);
+    }
+    assert_eq!(ports.resting.len(), 2);
+    ports.give_back(Protocol::Tcp, port(8002), NOW + Duration::seconds(120), in_a_minute());
+    let resting: Vec<_> = ports.resting.keys().map(|(_, port)| port.get()).collect();
+    assert_eq!(resting, [8001, 8002]);
+}
+
+#[test]
+fn a_port_is_set_aside_until_its_time_and_then_forgotten_l18() {
+    let mut ports = ServerPorts::default();
+    let is_given = |ports: &ServerPorts, now: OffsetDateTime| {
+        let chosen = ports.choose(&server().server, &[a_module("api").at(8000)], DEFAULT_START_PORT, now);
+        chosen.is_ok()
+    };
+    ports.take(Protocol::Tcp, port(8000));
+    ports.set_aside(Protocol::Tcp, port(8000), in_a_minute(), NOW);
+    ports.set_aside(Protocol::Tcp, port(8001), in_a_minute() + Duration::seconds(1), NOW);
+    assert_eq!((ports.held_count(), ports.set_aside.len()), (0, 2));
+    assert!(!is_given(&ports, NOW + Duration::seconds(59)));
+    assert!(is_given(&ports, in_a_minute()));
+    // The next one takes those along whose time is over; one whose time is over already is not noted.
+    ports.set_aside(Protocol::Tcp, port(8002), in_a_minute(), in_a_minute());
+    let set_aside: Vec<_> = ports.set_aside.keys().map(|(_, port)| port.get()).collect();
+    assert_eq!(set_aside, [8001]);
+}
+
+#[test]
+fn a_port_that_cannot_be_given_for_two_reasons_cannot_be_given() {
+    let held_and_excluded = server().excluding(8000, 8000).holding(8000);
+    assert_eq!(given(&held_and_excluded, &an_ensure("shop")), [8001]);
+    let listened_on_and_excluded = server().excluding(8000, 8000).reported(0, Resources::ZERO, &[8000]);
+    assert_eq!(given(&listened_on_and_excluded, &an_ensure("shop")), [8001]);
+    let all_three = held_and_excluded.reported(0, Resources::ZERO, &[8000]);
+    assert_eq!(given(&all_three, &an_ensure("shop")), [8001]);
+    // Held over TCP, excluded in both.
+    assert_eq!(given(&all_three, &an_ensure("shop").with(a_module("dns").over(Protocol::Udp))), [8001]);
+}
+
+#[test]
 fn one_port_is_not_given_to_two_modules_of_one_request() {
     let modules = [a_module("a").at(8000), a_module("b").at(8000)];
     let chosen = ServerPorts::default().choose(&server().server, &modules, DEFAULT_START_PORT, NOW);

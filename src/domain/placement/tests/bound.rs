@@ -1,7 +1,9 @@
 //! Projects that are placed already: they stay, and what they add runs the funnel over their own server.
 
 use crate::domain::{
-    Disposition, Protocol, Reason, Resources, ServerStatus, placement::Decision, testing::*,
+    Disposition, Protocol, Reason, Resources, ServerStatus,
+    placement::{Context, Decision, decide},
+    testing::*,
 };
 
 /// `shop` holds 512 MB and its module `api` on `web-1`, a server of 4096 MB; `web-2` is a better choice by far.
@@ -64,6 +66,21 @@ fn a_broken_server_is_told_to_its_project_in_words() {
         project `shop` is placed on `web-1`, which takes nothing new: it has the status MAINTENANCE, which admits no work; what the project holds stands. Repair the server, or release the project to place it anew
         project `shop` is placed on `web-1`, which takes nothing new: it reported its usage 301 s ago, and the limit is 300 s; what the project holds stands. Repair the server, or release the project to place it anew
         ");
+}
+
+#[test]
+fn how_late_the_report_of_its_server_is_is_told_to_a_project() {
+    let mut ledger = placed();
+    ledger.put(&a_server("web-1").ram(4096).reported(301, Resources::ZERO, &[]));
+    let refusal = ledger.ensure(&an_ensure("shop").module("web")).unwrap_err();
+    assert_eq!((refusal.figure("usage_age_s"), refusal.figure("usage_max_age_s")), ("301", "300"));
+    // A server that never reported has no age.
+    let ledger = placed();
+    let required = Context { usage_required: true, ..context() };
+    let refusal = decide(&ledger.fleet, &ledger.held_by("shop"), &an_ensure("shop").module("web"), &required)
+        .unwrap_err();
+    assert_eq!((refusal.figure("cause"), refusal.figure("usage_max_age_s")), ("USAGE_STALE", "300"));
+    assert_eq!(refusal.metadata.get("usage_age_s"), None);
 }
 
 #[test]
