@@ -264,3 +264,6 @@ fn cutoff(context: &Context) -> i128 {
     let age = i128::try_from(context.usage_max_age.as_nanos()).unwrap_or(i128::MAX);
     context.now.unix_timestamp_nanos().saturating_sub(age)
 }
+
+#[cfg(test)]
+mod tests;

@@ -241,3 +241,6 @@ impl<S: Summary> Trie<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

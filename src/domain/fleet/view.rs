@@ -180,11 +180,10 @@ fn interleave(amounts: Resources) -> u128 {
     // Every bit moves to three times its place.
     let spread = |amount: i64| {
         let mut bits = grade(amount);
-        bits = (bits | (bits << 32)) & 0x001f_0000_0000_ffff;
-        bits = (bits | (bits << 16)) & 0x001f_0000_ff00_00ff;
-        bits = (bits | (bits << 8)) & 0x100f_00f0_0f00_f00f;
-        bits = (bits | (bits << 4)) & 0x10c3_0c30_c30c_30c3;
-        (bits | (bits << 2)) & 0x1249_2492_4924_9249
+        bits = (bits | (bits << 16)) & 0xff00_00ff;
+        bits = (bits | (bits << 8)) & 0x00f0_0f00_f00f;
+        bits = (bits | (bits << 4)) & 0x0c30_c30c_30c3;
+        (bits | (bits << 2)) & 0x2492_4924_9249
     };
     let [ram, disk, cpu] = Resource::ALL.map(|resource| spread(amounts.get(resource)));
     u128::from((cpu << 2) | (ram << 1) | disk)
@@ -379,3 +378,6 @@ fn put<S: Summary>(
     }
     entry
 }
+
+#[cfg(test)]
+mod tests;
