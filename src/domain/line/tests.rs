@@ -1,6 +1,7 @@
 //! The line's rule, by example and in random histories.
 
 mod changes;
+mod replicas;
 
 use std::collections::BTreeMap;
 
@@ -142,6 +143,17 @@ fn a_project_that_is_placed_waits_to_grow_where_it_is() {
     ledger.release("a-3", &[]);
     assert_eq!(settle(&mut ledger), [served("a-0")]);
     assert_eq!(ledger.held_by("a-0").placement.unwrap().reserved.ram_mb, 2048);
+}
+
+#[test]
+fn a_project_waits_to_grow_as_long_as_its_server_could_hold_the_whole_of_it() {
+    let mut ledger = full();
+    assert!(matches!(ledger.wait(&an_ensure("a-0").ram(3072), 600), Waited::Waits));
+    settle(&mut ledger);
+    ledger.put_server(a_server("a").ram(3072).server);
+    assert_eq!(settle(&mut ledger), [], "empty it could");
+    ledger.put_server(a_server("a").ram(3071).server);
+    assert_eq!(settle(&mut ledger), [left("a-0")], "though it asks for 2048 more");
 }
 
 #[test]
