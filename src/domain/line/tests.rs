@@ -1,7 +1,9 @@
 //! The line's rule, by example and in random histories.
 
 mod changes;
+mod nearest;
 mod replicas;
+mod steps;
 
 use std::collections::BTreeMap;
 
