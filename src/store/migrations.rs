@@ -44,15 +44,15 @@ impl Store {
             acquired => acquired?,
         };
         // On one connection, which keeps other replicas from migrating until it is closed.
-        for _ in 1..TRIES {
+        let mut others = 1..TRIES;
+        loop {
             match MIGRATOR.run(&mut conn).await {
-                Err(error) if is_deadlock(&error) => {
+                Err(error) if is_deadlock(&error) && others.next().is_some() => {
                     tracing::warn!(%error, "a migration stood in the way of others, and is tried again");
                 }
                 result => return result,
             }
         }
-        MIGRATOR.run(&mut conn).await
     }
 
     /// The migrations of this release that were not applied, in their order; changes nothing.

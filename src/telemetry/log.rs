@@ -5,7 +5,7 @@
 //! where many wait; what does not fit is dropped, and counted.
 
 use std::{
-    io::{self, BufWriter, IsTerminal as _, Write, stderr},
+    io::{self, BufWriter, IsTerminal as _, Stderr, Write, stderr},
     path::PathBuf,
     sync::{Arc, OnceLock},
     thread,
@@ -44,9 +44,9 @@ static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 type Change = Arc<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
 
 /// Writes what it has when it is flushed, and rests then.
-struct Paced<W: Write>(BufWriter<W>);
+struct Paced(BufWriter<Stderr>);
 
-impl<W: Write> Write for Paced<W> {
+impl Write for Paced {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }

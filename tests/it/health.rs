@@ -310,14 +310,8 @@ impl Held {
         sqlx::query("SELECT 1 FROM pools FOR UPDATE").execute(&mut *transaction).await.unwrap();
         let mut client = service.client.clone();
         let answer = tokio::spawn(async move { client.ensure(project_id, &[]).await });
-        let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        loop {
-            let waiting: i64 = sqlx::query_scalar(waits).fetch_one(&service.database.sql).await.unwrap();
-            if waiting > 0 {
-                return Self { transaction, answer };
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        service.database.wait_for_lock().await;
+        Self { transaction, answer }
     }
 
     async fn release(self) -> Result<v1::EnsureAllocationResponse, Status> {

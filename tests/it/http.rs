@@ -444,10 +444,7 @@ async fn l43_a_stop_ends_connections_that_are_kept_and_answers_what_is_under_way
     sqlx::query("LOCK TABLE port_allocations IN ACCESS EXCLUSIVE MODE").execute(&mut *held).await.unwrap();
     let http = Http::new(&service.running);
     let listing = tokio::spawn(async move { http.get("/api/allocations/?project_id=shop").await });
-    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    while service.database.count(waits).await == 0 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    service.database.wait_for_lock().await;
 
     service.shutdown.soft.cancel();
     for idle in [&mut kept, &mut silent] {

@@ -91,10 +91,7 @@ async fn a_migration_that_readers_stand_in_the_way_of_is_tried_again() {
     conn.execute("BEGIN; SELECT FROM placements").await.unwrap();
     let url = database.url().to_owned();
     let starting = tokio::task::spawn_blocking(move || run(&["migrate", "--database-url", &url]));
-    let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
-    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&database.sql).await.unwrap() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    database.wait_for_lock().await;
     conn.execute("SELECT FROM servers; COMMIT").await.expect("it is the migration that gives way");
     let migrating = starting.await.unwrap();
     assert!(migrating.status.success(), "{migrating:?}");

@@ -35,26 +35,6 @@ async fn hold_pool(sql: &PgPool) -> Transaction<'static, Postgres> {
     held
 }
 
-/// Waits until a transaction of the service waits for the pool's row.
-async fn wait_for_combiner(sql: &PgPool) {
-    let waits = async {
-        loop {
-            let waiting: i64 = sqlx::query_scalar(
-                "SELECT count(*) FROM pg_stat_activity
-                 WHERE datname = current_database() AND wait_event_type = 'Lock' AND application_name = 'resource-allocator'",
-            )
-            .fetch_one(sql)
-            .await
-            .unwrap();
-            if waiting > 0 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waits).await.expect("the combiner waits for the row");
-}
-
 fn ensure(client: &Client, project: &str) -> JoinHandle<Result<EnsureAllocationResponse, Status>> {
     let (mut client, request) = (client.clone(), request(project));
     tokio::spawn(async move { client.place(request).await })
@@ -85,7 +65,7 @@ async fn a_decision_is_of_the_time_at_which_it_has_the_row_and_not_at_which_it_b
     let sql = &service.database.sql;
     let held = hold_pool(sql).await;
     let call = ensure(&client, "shop");
-    wait_for_combiner(sql).await;
+    service.database.wait_for_lock().await;
     let waited: OffsetDateTime = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(sql).await.unwrap();
     held.rollback().await.unwrap();
     call.await.unwrap().unwrap();
@@ -104,7 +84,7 @@ async fn l44_a_full_queue_sheds_with_its_reason_and_health_answers_all_the_same(
 
     let held = hold_pool(&service.database.sql).await;
     let first = ensure(&service.client, "first");
-    wait_for_combiner(&service.database.sql).await;
+    service.database.wait_for_lock().await;
     // One batch waits for the row, as many as the limit wait in the queue, and the others are turned away.
     let mut calls: Vec<_> =
         (0..LIMIT).map(|number| ensure(&service.client, &format!("p-{number}"))).collect();
@@ -212,7 +192,7 @@ async fn a_deadline_that_passes_in_the_queue_costs_no_transaction() {
     service.client.register(server("web-1")).await;
     let held = hold_pool(&service.database.sql).await;
     let first = ensure(&service.client, "first");
-    wait_for_combiner(&service.database.sql).await;
+    service.database.wait_for_lock().await;
 
     let mut late = Request::new(request("late"));
     late.set_timeout(DEADLINE);
@@ -241,7 +221,7 @@ async fn a_caller_that_hangs_up_leaves_nothing_half_done() {
     let in_transaction = ensure(&Client::connect(&address).await, "in-transaction");
     let held = hold_pool(&service.database.sql).await;
     let first = ensure(&Client::connect(&address).await, "first");
-    wait_for_combiner(&service.database.sql).await;
+    service.database.wait_for_lock().await;
     let in_queue = ensure(&Client::connect(&address).await, "in-queue");
     tokio::task::yield_now().await;
     for call in [in_transaction, first, in_queue] {

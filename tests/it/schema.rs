@@ -591,11 +591,7 @@ async fn l45_a_race_behind_a_held_lock_sees_what_the_lock_hid() {
             tokio::spawn(async move { ensure_ram(&mut client, &format!("waits-{n}"), 200).await })
         })
         .collect();
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'resource-allocator'
-                   AND datname = current_database() AND wait_event_type = 'Lock'";
-    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&service.database.sql).await.unwrap() == 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    service.database.wait_for_lock().await;
     holder.execute("COMMIT").await.unwrap();
 
     let mut placed = 0;

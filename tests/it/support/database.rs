@@ -9,6 +9,7 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
+    time::Duration,
 };
 
 use resource_allocator::{
@@ -19,6 +20,8 @@ use sqlx::{
     Connection as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+
+use super::process::PATIENCE;
 
 const TEMPLATE: &str = "template_of_tests";
 
@@ -100,6 +103,18 @@ pub struct TestDatabase {
 }
 
 impl TestDatabase {
+    /// Waits until the service, in this database, waits for a lock that someone else holds.
+    pub async fn wait_for_lock(&self) {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+                     AND application_name = 'resource-allocator'";
+        let waiting = async {
+            while self.count(waits).await == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("the service waits for a lock");
+    }
+
     /// Makes one.
     pub async fn create() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
