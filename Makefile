@@ -24,7 +24,7 @@ check: ## Run what CI checks beside the tests: formats, lints, docs, contracts, 
 fuzz: ## Feed what strangers may send with bytes that nobody would (30 seconds for each target)
 	@scripts/fuzz
 
-mutants: ## Change src/domain in one place after the other, and see that a test notices (an hour and a half)
+mutants: ## Change src/domain in one place after the other, and see that a test notices (an hour)
 	@scripts/mutants
 
 bench: ## Measure the service beside what the machine could do (about ten minutes)
