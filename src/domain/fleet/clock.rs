@@ -12,7 +12,7 @@ impl Fleet {
     /// by when ports had rested that are forgotten since. A clock that was set back by more than [`CLOCK_SKEW`] is believed.
     #[must_use]
     pub fn not_before(&self, now: OffsetDateTime) -> OffsetDateTime {
-        self.time.filter(|time| *time > now && *time - now <= CLOCK_SKEW).unwrap_or(now)
+        self.time.filter(|time| *time - now <= CLOCK_SKEW).map_or(now, |time| time.max(now))
     }
 
     /// Notes that it was told of a time.

@@ -87,3 +87,22 @@ fn a_change_too_small_for_another_place_is_taken_up() {
     fleet.upsert(server.ram(4097).server);
     assert_eq!(refused(&fleet, &request).reason, Reason::InsufficientCapacity);
 }
+
+#[test]
+fn an_entry_moves_where_its_key_changes_and_stays_where_it_does_not() {
+    let mut trie = Trie::default();
+    let mut put_with = |entry, reserved_mb, is_same| {
+        let summary = Room::of(&a_server("web-1").ram(4096).reserved(ram(reserved_mb)).state(), 0);
+        let entry = put(&mut trie, entry, summary.key(7), summary.clone(), |_, _| is_same);
+        assert_eq!(trie.key(entry), summary.key(7));
+        (entry, trie.summary(entry).free_min.ram_mb)
+    };
+    let (entry, _) = put_with(NONE, 0, false);
+    assert_eq!(put_with(entry, 0, true), (entry, 4096));
+    let (moved, free_mb) = put_with(entry, 2048, true);
+    assert_eq!(free_mb, 2048);
+    // Of one grade with the one before.
+    assert_eq!(grade(2048), grade(2049));
+    assert_eq!(put_with(moved, 2047, true), (moved, 2048), "what is the same is not written");
+    assert_eq!(put_with(moved, 2047, false), (moved, 2049));
+}
