@@ -134,11 +134,14 @@ fn a_port_of_ours_that_is_listened_on_is_blocked_only_once_it_is_given_back_l18(
 
 #[test]
 fn a_port_of_ours_that_is_listened_on_can_be_given_for_the_other_protocol_l18() {
-    let mut ledger = Ledger::of(&[server()]);
-    ledger.ensure(&an_ensure("shop")).unwrap();
-    ledger.observe(&handle("web-1"), a_report(NOW, Resources::ZERO, &[8000]));
-    let udp = a_module("dns").at(8000).over(Protocol::Udp);
-    assert_eq!(ledger.ensure(&an_ensure("wiki").with(udp)).unwrap().port_numbers(), [8000]);
+    let udp = || a_module("dns").over(Protocol::Udp);
+    // Where it is asked for, and where it is the lowest.
+    for module in [udp().at(8000), udp()] {
+        let mut ledger = Ledger::of(&[server()]);
+        ledger.ensure(&an_ensure("shop")).unwrap();
+        ledger.observe(&handle("web-1"), a_report(NOW, Resources::ZERO, &[8000]));
+        assert_eq!(ledger.ensure(&an_ensure("wiki").with(module)).unwrap().port_numbers(), [8000]);
+    }
 }
 
 #[test]
