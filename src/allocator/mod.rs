@@ -24,6 +24,7 @@ mod placed;
 mod reader;
 mod relocate;
 pub mod relocations;
+mod remembered;
 mod replica;
 mod thread;
 mod upkeep;
@@ -364,14 +365,13 @@ impl Allocator {
     }
 
     fn view(&self, record: ProjectRecord) -> ProjectView {
-        let context = self.options.context(record.now);
-        let admitted =
-            admits(record.server_managed, record.server_status, record.server_report_time, &context).is_ok();
+        let ProjectRecord { project, server, mark, now } = record;
+        let context = self.options.context(now);
         ProjectView {
-            project: record.project,
-            server_address: record.server_address,
-            server_admissible: admitted,
-            sequence: record.last_sequence,
+            project,
+            server_admissible: admits(server.managed, server.status, server.report_time, &context).is_ok(),
+            server_address: server.address,
+            sequence: mark.last_sequence,
         }
     }
 }

@@ -1,14 +1,15 @@
-//! Reads of single projects, many in one statement: whatever waits while a read is under way is read by the next one.
+//! Reads of single projects, many in one statement: whatever waits while a read is under way is read by the next one. What was read
+//! not long ago is only looked at for changes.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use sqlx::{Postgres, pool::PoolConnection};
+use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Error;
+use super::{Error, remembered::Remembered};
 use crate::{
     domain::ProjectId,
-    store::{Store, StoreError, placements},
+    store::{Store, StoreError, changes, placements},
 };
 
 /// How many projects are read at once at the most.
@@ -49,12 +50,13 @@ impl Reader {
 async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Sender<Found>)>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
     let mut conn = None;
+    let mut remembered = Remembered::default();
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
         batch.retain(|(_, reply)| !reply.is_closed());
-        let mut ids: Vec<String> = batch.iter().map(|(id, _)| id.to_string()).collect();
+        let mut ids: Vec<ProjectId> = batch.iter().map(|(id, _)| id.clone()).collect();
         ids.sort_unstable();
         ids.dedup();
-        let found = tokio::time::timeout(LIMIT, read(&store, &mut conn, &ids)).await;
+        let found = tokio::time::timeout(LIMIT, read(&store, &mut conn, &mut remembered, &ids)).await;
         match found.unwrap_or_else(|_| Err(StoreError::silent())) {
             Ok(found) => {
                 for (id, reply) in batch.drain(..) {
@@ -81,10 +83,11 @@ async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Send
 async fn read(
     store: &Store,
     kept: &mut Option<PoolConnection<Postgres>>,
-    ids: &[String],
-) -> Result<std::collections::HashMap<ProjectId, placements::ProjectRecord>, StoreError> {
+    remembered: &mut Remembered,
+    ids: &[ProjectId],
+) -> Result<HashMap<ProjectId, placements::ProjectRecord>, StoreError> {
     if let Some(mut conn) = kept.take() {
-        match placements::list_projects(&mut conn, ids).await {
+        match find(&mut conn, remembered, ids).await {
             Ok(found) => {
                 *kept = Some(conn);
                 return Ok(found);
@@ -95,7 +98,37 @@ async fn read(
         }
     }
     let mut conn = store.acquire_for_reader().await?;
-    let found = placements::list_projects(&mut conn, ids).await?;
+    let found = find(&mut conn, remembered, ids).await?;
     *kept = Some(conn);
+    Ok(found)
+}
+
+/// Finds the projects among those that are remembered and did not change, and reads the others.
+async fn find(
+    conn: &mut PgConnection,
+    remembered: &mut Remembered,
+    ids: &[ProjectId],
+) -> Result<HashMap<ProjectId, placements::ProjectRecord>, StoreError> {
+    let mut found = HashMap::with_capacity(ids.len());
+    let mut unknown = Vec::new();
+    if let Some(mark) = remembered.mark_for(ids) {
+        let changes = changes::list_since(conn, &mark).await?;
+        remembered.take(&changes);
+        for id in ids {
+            match remembered.find(id, &changes) {
+                Some(record) => drop(found.insert(id.clone(), record)),
+                None => unknown.push(id.to_string()),
+            }
+        }
+    } else {
+        unknown.extend(ids.iter().map(ToString::to_string));
+    }
+    metrics::counter!("allocator_project_reads_total", "source" => "memory").increment(found.len() as u64);
+    metrics::counter!("allocator_project_reads_total", "source" => "tables").increment(unknown.len() as u64);
+    if !unknown.is_empty() {
+        let read = placements::list_projects(conn, &unknown).await?;
+        read.values().for_each(|record| remembered.keep(record));
+        found.extend(read);
+    }
     Ok(found)
 }

@@ -6,6 +6,7 @@
 mod actors;
 pub mod allocations;
 pub mod batches;
+pub mod changes;
 pub mod error;
 pub mod events;
 pub mod hints;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::{
     StoreError,
+    changes::Mark,
     ports::{port_from_column, protocol_from_column},
     servers::status_from_column,
 };
@@ -21,18 +22,25 @@ use crate::domain::{
 pub struct ProjectRecord {
     /// The project.
     pub project: Project,
-    /// Its server's address.
-    pub server_address: String,
-    /// Whether its server is managed.
-    pub server_managed: bool,
-    /// Its server's status.
-    pub server_status: ServerStatus,
-    /// When its server's host last reported its usage.
-    pub server_report_time: Option<OffsetDateTime>,
-    /// The number of the newest event.
-    pub last_sequence: i64,
+    /// Its server.
+    pub server: HostRecord,
+    /// Up to where the snapshot sees.
+    pub mark: Mark,
     /// The database's time.
     pub now: OffsetDateTime,
+}
+
+/// What a project's answer tells of its server.
+#[derive(Debug, Clone)]
+pub struct HostRecord {
+    /// Its address.
+    pub address: String,
+    /// Whether it is managed.
+    pub managed: bool,
+    /// Its status.
+    pub status: ServerStatus,
+    /// When its host last reported its usage.
+    pub report_time: Option<OffsetDateTime>,
 }
 
 struct Row {
@@ -40,7 +48,11 @@ struct Row {
     server_managed: bool,
     server_status: String,
     server_report_time: Option<OffsetDateTime>,
+    epoch: Uuid,
     last_sequence: i64,
+    inventory_revision: i64,
+    edit_count: i64,
+    lease_count: i64,
     now: OffsetDateTime,
     project_id: String,
     server_handle: String,
@@ -77,7 +89,8 @@ pub async fn list_projects(
                p.create_time, p.update_time, p.expire_time, held.ids AS "ids!", held.modules AS "modules!",
                held.protocols AS "protocols!", held.ports AS "ports!", held.pinned AS "pinned!", held.times AS "times!",
                s.address AS server_address, s.managed AS server_managed, s.status::text AS "server_status!",
-               CASE WHEN s.observed_by_host THEN s.observe_time END AS server_report_time, pool.last_sequence, clock_timestamp() AS "now!"
+               CASE WHEN s.observed_by_host THEN s.observe_time END AS server_report_time,
+               pool.epoch, pool.last_sequence, pool.inventory_revision, pool.edit_count, pool.lease_count, clock_timestamp() AS "now!"
         FROM unnest($1::text[]) AS asked (project_id)
         JOIN placements p ON p.project_id = asked.project_id
         JOIN servers s ON s.handle = p.server_handle
@@ -186,12 +199,20 @@ impl TryFrom<Row> for ProjectRecord {
         let id = ProjectId::parse(&row.project_id).map_err(|error| broken(format!("project_id: {error}")))?;
         Ok(Self {
             project: Project { id, placement: Some(placement), allocations },
-            server_status: status_from_column(&row.server_status)
-                .ok_or_else(|| broken("status of its server".to_owned()))?,
-            server_address: row.server_address,
-            server_managed: row.server_managed,
-            server_report_time: row.server_report_time,
-            last_sequence: row.last_sequence,
+            server: HostRecord {
+                status: status_from_column(&row.server_status)
+                    .ok_or_else(|| broken("status of its server".to_owned()))?,
+                address: row.server_address,
+                managed: row.server_managed,
+                report_time: row.server_report_time,
+            },
+            mark: Mark {
+                epoch: row.epoch,
+                last_sequence: row.last_sequence,
+                inventory_revision: row.inventory_revision,
+                edit_count: row.edit_count,
+                lease_count: row.lease_count,
+            },
             now: row.now,
         })
     }

@@ -57,6 +57,10 @@ fn describe() {
         Unit::Seconds,
         "Time that transactions of the combiner took, from BEGIN to COMMIT's answer"
     );
+    describe_counter!(
+        "allocator_project_reads_total",
+        "Projects that were read by themselves, by source: memory, where nothing had changed, or tables"
+    );
     describe_gauge!("allocator_queue_requests", Unit::Count, "Requests that wait for a transaction");
     describe_gauge!(
         "allocator_queue_limit_requests",

@@ -38,6 +38,7 @@ mod port_in_use;
 mod refusals;
 mod release;
 mod relocation;
+mod remembered;
 mod replicas;
 mod restart;
 mod restore;

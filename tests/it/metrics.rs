@@ -92,6 +92,13 @@ async fn what_happens_is_counted_and_what_there_is_is_shown() {
     ] {
         assert_eq!(value(&text, &series), Some(wanted), "{series} in {text}");
     }
+    // Of one that is read again, the second time on nothing is left to be read.
+    for _ in 0..2 {
+        client.placement("shop").await.unwrap();
+    }
+    let text = scrape(&url).await;
+    let reads = |source| value(&text, &format!(r#"allocator_project_reads_total{{source="{source}"}}"#));
+    assert_eq!((reads("tables"), reads("memory")), (Some(1.0), Some(2.0)), "{text}");
     let committed = value(&text, r#"allocator_batches_total{outcome="committed"}"#).unwrap();
     assert!(committed >= 3.0, "{text}");
     // A path that nobody made a method of is no series.

@@ -246,6 +246,12 @@ const CASES: &[Case] = &[
     case("waiters_service_only", in_line!("SET LOCAL resource_allocator.writer = ''; DELETE FROM waiters")),
     case("waiters_service_only", in_line!("SET LOCAL resource_allocator.writer = ''; TRUNCATE waiters")),
     case("waiters_service_only", in_line!("SET LOCAL resource_allocator.writer = ''; UPDATE waiters SET deadline = now()")),
+
+    // Nothing that is derived row by row would follow.
+    case("servers_no_truncate", "TRUNCATE servers"),
+    case("placements_no_truncate", "TRUNCATE placements"),
+    case("port_allocations_no_truncate", "TRUNCATE port_allocations"),
+    case("allocation_events_no_truncate", "TRUNCATE allocation_events"),
 ];
 
 /// Triggers that do something other than refuse; each has a test below.
@@ -260,6 +266,7 @@ const DO_MORE_THAN_REFUSE: &[&str] = &[
     "servers_count_hand_delete",
     "servers_drop_resting_ports",
     "placements_count_hand_edit",
+    "placements_count_leases",
     "port_allocations_count_hand_edit",
 ];
 
@@ -392,6 +399,23 @@ async fn l29_a_status_is_one_of_the_enum() {
             "policy_changed"
         ]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_statement_that_gives_placements_an_end_is_counted() {
+    let database = fixture().await;
+    let mut conn = database.sql.acquire().await.unwrap();
+    for (statement, wanted) in [
+        ("UPDATE placements SET reserved_ram_mb = 400, expire_time = NULL WHERE project_id = 'p'", 0),
+        ("UPDATE placements SET expire_time = now()", 1),
+        ("UPDATE placements SET expire_time = expire_time + interval '1 hour'", 1),
+        ("UPDATE placements SET expire_time = NULL WHERE project_id = 'q'", 1),
+        ("UPDATE placements SET expire_time = CASE WHEN project_id = 'q' THEN now() END", 2),
+        ("UPDATE placements SET expire_time = NULL", 2),
+    ] {
+        conn.execute(statement).await.unwrap();
+        assert_eq!(count(&mut conn, "SELECT lease_count FROM pools").await, wanted, "{statement}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
