@@ -127,7 +127,9 @@ async fn find(
     metrics::counter!("allocator_project_reads_total", "source" => "tables").increment(unknown.len() as u64);
     if !unknown.is_empty() {
         let read = placements::list_projects(conn, &unknown).await?;
-        read.values().for_each(|record| remembered.keep(record));
+        for record in read.values() {
+            remembered.keep(record);
+        }
         found.extend(read);
     }
     Ok(found)

@@ -19,9 +19,12 @@ impl Api {
     ) -> Result<v1::EnsureAllocationResponse, ApiError> {
         let validate_only = request.validate_only;
         let (request, wait) = decode::ensure(request, self.default_strategy)?;
+        // What waits in line, or is only looked at, is apart: every other call would carry room for it.
         let answer = match wait {
-            _ if validate_only => self.allocator.preview(request).await?,
-            Some(wait) => self.allocator.ensure_or_wait(&self.hub, request, wait, request_id).await?,
+            _ if validate_only => Box::pin(self.allocator.preview(request)).await?,
+            Some(wait) => {
+                Box::pin(self.allocator.ensure_or_wait(&self.hub, request, wait, request_id)).await?
+            }
             None => self.allocator.ensure(request, request_id).await?,
         };
         call_notes::note_outcome(in_a_word(answer.outcome));

@@ -97,14 +97,12 @@ async fn change(client: &mut Client, database: &TestDatabase, random: &mut StdRn
             client.set_status(name, status).await;
         }
         _ => {
-            let mut transaction = database.sql.begin().await.unwrap();
             for statement in [
                 "UPDATE servers SET address = $2 WHERE handle = $1",
                 "UPDATE placements SET reserved_ram_mb = reserved_ram_mb + 1 WHERE server_handle = $1 AND $2 <> ''",
             ] {
-                sqlx::query(statement).bind(name).bind(&address).execute(&mut *transaction).await.unwrap();
+                sqlx::query(statement).bind(name).bind(&address).execute(&database.sql).await.unwrap();
             }
-            transaction.commit().await.unwrap();
         }
     }
     format!("{kind} {project} {name} {by_module} {address}")
