@@ -100,6 +100,7 @@ impl Hub {
     pub async fn watch(&self, filter: Filter, start: Start) -> Result<(Uuid, WatchStream), WatchError> {
         // Joined before the log is read, so that nothing falls between.
         let feed = self.feed.subscribe(&filter);
+        self.joined.notify_one();
         let mut conn = self.store.acquire().await?;
         let pool = pools::find(&mut conn).await?;
         drop(conn);

@@ -66,6 +66,8 @@ pub struct Hub {
     pub(super) options: WatchOptions,
     pub(super) feed: Arc<Feed>,
     pub(super) position: watch::Sender<Option<Position>>,
+    /// Tells the tailer that someone listens.
+    pub(super) joined: Arc<Notify>,
     pub(super) shutdown: CancellationToken,
 }
 
@@ -78,7 +80,14 @@ impl Hub {
         committed: watch::Receiver<i64>,
         shutdown: CancellationToken,
     ) -> Self {
-        let hub = Self { store, options, feed: Feed::new(), position: watch::Sender::new(None), shutdown };
+        let hub = Self {
+            store,
+            options,
+            feed: Feed::new(),
+            position: watch::Sender::new(None),
+            joined: Arc::default(),
+            shutdown,
+        };
         let news = Arc::new(Notify::new());
         if options.commit_hints {
             let (store, shutdown, replica) = (&hub.store, &hub.shutdown, Uuid::now_v7());
@@ -178,10 +187,13 @@ async fn tail(hub: Hub, mut committed: watch::Receiver<i64>, news: Arc<Notify>) 
     let mut allocator_lives = true;
     let mut again = Instant::now();
     loop {
+        // Where nobody listens, the round is enough.
+        let is_heard = hub.feed.is_heard();
         tokio::select! {
             () = hub.shutdown.cancelled() => return,
-            changed = committed.changed(), if allocator_lives => allocator_lives = changed.is_ok(),
-            () = news.notified() => {}
+            changed = committed.changed(), if is_heard && allocator_lives => allocator_lives = changed.is_ok(),
+            () = news.notified(), if is_heard => {}
+            () = hub.joined.notified() => {}
             () = sleep(POLL) => {}
         }
         sleep_until(again).await;
