@@ -16,6 +16,7 @@ use crate::support::{
     credentials::{CredentialFile, TokenClient},
     error_info,
     process::{PATIENCE, Process, binary, run},
+    requests::seconds,
     server,
 };
 
@@ -347,7 +348,7 @@ async fn each_event_says_who_asked_for_it_also_after_a_wait_in_line() {
     assert_eq!(actor_of(&mut events, |detail| matches!(detail, Detail::Completed(_))).await, "first");
 
     // Who waits is served by what another gives back, and asked for it all the same.
-    let wait = Some(pbjson_types::Duration { seconds: 60, nanos: 0 });
+    let wait = Some(seconds(60));
     let waits = v1::EnsureAllocationRequest { resources: all, wait_for_capacity: wait, ..ensure("blog") };
     let mut second = TokenClient::new(&channel, &second).allocator;
     let waiting = tokio::spawn(async move { second.ensure_allocation(waits).await });

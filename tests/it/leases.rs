@@ -13,18 +13,9 @@ use crate::support::{
     Client, OwnPostgres, Replicas, TestDatabase, TestService,
     inventory::{assert_consistent, refused},
     process::PATIENCE,
-    requests::{module, request, resources},
+    requests::{leased, module, request, resources, seconds},
     server,
 };
-
-fn seconds(seconds: i64) -> pbjson_types::Duration {
-    pbjson_types::Duration { seconds, nanos: 0 }
-}
-
-/// An ensure with a lease of so many seconds.
-fn leased(project_id: &str, ttl: i64) -> v1::EnsureAllocationRequest {
-    v1::EnsureAllocationRequest { ttl: Some(seconds(ttl)), ..request(project_id) }
-}
 
 fn end(answer: &v1::EnsureAllocationResponse) -> Option<Timestamp> {
     answer.placement.as_ref().unwrap().expire_time

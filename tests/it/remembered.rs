@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::support::{
     Client, Replicas, TestDatabase,
     inventory::assert_consistent,
-    requests::{away, handle, module, request},
+    requests::{away, handle, leased, module},
     server,
 };
 
@@ -28,10 +28,9 @@ async fn with_servers() -> Replicas {
     replicas
 }
 
-/// A project, with a lease of so many seconds, or for good.
-fn leased(project_id: &str, ttl: i64) -> v1::EnsureAllocationRequest {
-    let ttl = Some(pbjson_types::Duration { seconds: ttl, nanos: 0 });
-    v1::EnsureAllocationRequest { ttl, modules: vec![module("backend")], ..request(project_id) }
+/// An ensure of one module, with a lease of so many seconds, or for good.
+fn with_lease(project_id: &str, ttl: i64) -> v1::EnsureAllocationRequest {
+    v1::EnsureAllocationRequest { modules: vec![module("backend")], ..leased(project_id, ttl) }
 }
 
 /// What the tables say of a project; empty where it is not placed.
@@ -88,7 +87,7 @@ async fn change(client: &mut Client, database: &TestDatabase, random: &mut StdRn
                 drop(client.port_in_use(project, &held.module, held.port).await);
             }
         }
-        6 => drop(client.place(leased(project, if random.random() { 0 } else { 3600 })).await),
+        6 => drop(client.place(with_lease(project, if random.random() { 0 } else { 3600 })).await),
         7 => {
             client.update(v1::Server { address: address.clone(), ..server(name) }, &["address"]).await;
         }
@@ -139,16 +138,16 @@ async fn a_lease_that_another_replica_gave_is_told_by_the_next_repeat() {
         let answer = one.ensure("shop", &["backend"]).await.unwrap();
         assert_eq!(answer.placement.unwrap().expire_time, None);
     }
-    let given = two.place(leased("shop", 3600)).await.unwrap().placement.unwrap();
+    let given = two.place(with_lease("shop", 3600)).await.unwrap().placement.unwrap();
     assert!(given.expire_time.is_some());
     for _ in 0..2 {
         let repeated = one.ensure("shop", &["backend"]).await.unwrap();
         assert_eq!(repeated.outcome(), EnsureOutcome::Unchanged);
         assert_eq!(repeated.placement.unwrap(), given);
     }
-    let later = two.place(leased("shop", 7200)).await.unwrap().placement.unwrap();
+    let later = two.place(with_lease("shop", 7200)).await.unwrap().placement.unwrap();
     assert_eq!(one.ensure("shop", &["backend"]).await.unwrap().placement.unwrap(), later);
-    two.place(leased("shop", 0)).await.unwrap();
+    two.place(with_lease("shop", 0)).await.unwrap();
     for _ in 0..3 {
         let repeated = one.ensure("shop", &["backend"]).await.unwrap();
         assert_eq!(repeated.placement.unwrap().expire_time, None);

@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use crate::support::{
     Client, TestDatabase,
     process::{Process, wait_until},
-    requests::{request, resources},
+    requests::{request, resources, seconds},
     server,
 };
 
@@ -120,7 +120,7 @@ async fn a_call_is_traced_from_its_caller_to_the_statements_that_wrote_it() {
     let mut client = Client::connect(&service.endpoint()).await;
     client.register(server("web-1")).await;
     // A lease is written under the pool's row.
-    let ttl = Some(pbjson_types::Duration { seconds: 60, nanos: 0 });
+    let ttl = Some(seconds(60));
     let lease = v1::EnsureAllocationRequest { ttl, ..request("shop") };
     client.allocator.ensure_allocation(traced(lease, TRACE, "01")).await.unwrap();
     let unsampled = "11111111111111111111111111111111";

@@ -21,7 +21,7 @@ use tonic::{
 use tonic_types::StatusExt as _;
 
 use super::history::{self, Answer, Call, Micros, Operation};
-use crate::support::process::PATIENCE;
+use crate::support::{process::PATIENCE, requests::seconds};
 
 /// How many call for the same few projects at once.
 const CALLERS: usize = 16;
@@ -352,7 +352,7 @@ async fn ask(
                 project_id,
                 modules: modules.iter().map(module).collect(),
                 resources: Some(v1::Resources { ram_mb: *ram_mb, ..Default::default() }),
-                ttl: ttl_s.map(|ttl_s| pbjson_types::Duration { seconds: ttl_s.into(), nanos: 0 }),
+                ttl: ttl_s.map(|ttl_s| seconds(ttl_s.into())),
                 ..Default::default()
             };
             let answer = client.ensure_allocation(request(message, request_id)).await?.into_inner();

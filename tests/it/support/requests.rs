@@ -12,6 +12,16 @@ pub fn request(project_id: &str) -> v1::EnsureAllocationRequest {
     v1::EnsureAllocationRequest { project_id: project_id.to_owned(), ..Default::default() }
 }
 
+/// So many seconds.
+pub fn seconds(seconds: i64) -> pbjson_types::Duration {
+    pbjson_types::Duration { seconds, nanos: 0 }
+}
+
+/// An ensure with a lease of so many seconds; for good with none.
+pub fn leased(project_id: &str, ttl: i64) -> v1::EnsureAllocationRequest {
+    v1::EnsureAllocationRequest { ttl: Some(seconds(ttl)), ..request(project_id) }
+}
+
 /// The search that asks for what an ensure does.
 pub fn find_like(request: &v1::EnsureAllocationRequest) -> v1::FindServerRequest {
     v1::FindServerRequest {
