@@ -1,6 +1,7 @@
 //! Callers: each waits for its answer before it calls again, over a few shared connections, as workers of one host do.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -8,18 +9,22 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hyper_util::rt::TokioIo;
 use resource_allocator::{
     domain::request::Strategy,
+    listener::Gathered,
     proto::v1::{
         EnsureAllocationRequest, ModuleSpec, PlacementStrategy,
         resource_allocator_client::ResourceAllocatorClient,
     },
 };
+use tokio::net::TcpStream;
 use tonic::{
     Code, Status,
-    transport::{Channel, Endpoint},
+    transport::{Channel, Endpoint, Uri},
 };
 use tonic_types::StatusExt as _;
+use tower::service_fn;
 
 use crate::{Result, place::Place};
 
@@ -56,11 +61,20 @@ pub fn connect(place: &Place, endpoints: &[&str], callers: usize) -> Result<Vec<
     place.runtime.block_on(async {
         let mut channels = Vec::with_capacity(count);
         for number in 0..count {
-            let endpoint = endpoints[number % endpoints.len()].to_owned();
-            channels.push(Endpoint::from_shared(endpoint)?.tcp_nodelay(true).connect().await?);
+            let endpoint = Endpoint::from_shared(endpoints[number % endpoints.len()].to_owned())?;
+            channels.push(endpoint.connect_with_connector(service_fn(gathering)).await?);
         }
         Ok(channels)
     })
+}
+
+/// Connects so that calls which are made at the same time are sent together, as the service sends its answers: what callers take of
+/// the machine is what the service does not have.
+async fn gathering(uri: Uri) -> io::Result<TokioIo<Gathered<TcpStream>>> {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let stream = TcpStream::connect(authority).await?;
+    stream.set_nodelay(true)?;
+    Ok(TokioIo::new(Gathered::http2_client(stream)))
 }
 
 /// One call of a caller; the number is new each time.

@@ -18,6 +18,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 
+use super::gathered::Gathered;
 use crate::auth::Peer;
 
 /// How long a connection that is one too many goes on. It is there to say so; its client then finds a place by connecting anew.
@@ -31,10 +32,13 @@ pub(super) struct Place {
     pub(super) beyond: Option<usize>,
 }
 
+/// What bytes go over.
+type Wire = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
 /// A connection, what is known of its other end, and its place among those that there may be.
 #[derive(Debug)]
 pub struct Connection {
-    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
+    stream: Gathered<Wire>,
     peer: Peer,
     _place: OwnedSemaphorePermit,
     /// When it ends by itself, where it is one too many.
@@ -53,13 +57,13 @@ impl Connection {
         Self::new(Either::Right(Box::new(stream)), peer, place)
     }
 
-    fn new(stream: Either<TcpStream, Box<TlsStream<TcpStream>>>, mut peer: Peer, place: Place) -> Self {
+    fn new(stream: Wire, mut peer: Peer, place: Place) -> Self {
         peer.beyond = place.beyond;
         let ends = place.beyond.map(|_| Box::pin(tokio::time::sleep(BEYOND_LIMIT)));
-        Self { stream, peer, _place: place.permit, ends }
+        Self { stream: Gathered::server(stream), peer, _place: place.permit, ends }
     }
 
-    fn stream(self: Pin<&mut Self>) -> Pin<&mut Either<TcpStream, Box<TlsStream<TcpStream>>>> {
+    fn stream(self: Pin<&mut Self>) -> Pin<&mut Gathered<Wire>> {
         Pin::new(&mut self.get_mut().stream)
     }
 }

@@ -1,10 +1,12 @@
 //! The listener: connections as they come in, by TLS where there are certificates, each with what is known of its other end.
 //!
-//! `accept` takes them and bounds how many there are, `tls` reads certificates, `connection` is one that stands. What a client
-//! does before its connection stands costs a place among the handshakes and nothing else: it holds up nobody who is faster.
+//! `accept` takes them and bounds how many there are, `tls` reads certificates, `connection` is one that stands, and `gathered` is
+//! how it sends. What a client does before its connection stands costs a place among the handshakes and nothing else: it holds up
+//! nobody who is faster.
 
 mod accept;
 mod connection;
+mod gathered;
 mod tls;
 
 use std::time::Duration;
@@ -14,6 +16,7 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 
 pub use self::{
     connection::Connection,
+    gathered::Gathered,
     tls::{CertificateError, Certificates, TlsFiles},
 };
 
