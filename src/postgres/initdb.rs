@@ -19,6 +19,7 @@ use super::binaries::Binaries;
 use super::folders::Folders;
 use super::launcher::Launcher;
 use super::log::telling;
+use super::memory;
 use super::{DATABASE, Error, USER, settings};
 
 const REMOVE_LIMIT: Duration = Duration::from_secs(5);
@@ -103,7 +104,7 @@ fn append_settings(side: &Path, lz4: bool) -> io::Result<()> {
         .append(true)
         .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
         .open(side.join("postgresql.conf"))?;
-    conf.write_all(settings::conf(lz4).as_bytes())?;
+    conf.write_all(settings::conf(lz4, memory::total()).as_bytes())?;
     conf.sync_all()
 }
 

@@ -23,6 +23,7 @@ mod folders;
 mod initdb;
 mod launcher;
 mod log;
+mod memory;
 mod pidfile;
 mod process;
 mod server;
