@@ -148,6 +148,11 @@ impl Fleet {
         self.index.read(&self.servers, selector, ports, context, read)
     }
 
+    /// Whether the servers that carry the labels and may have the ports are looked up at once.
+    pub fn keeps_index(&self, selector: &BTreeMap<String, String>, ports: (&[ModuleRequest], Port)) -> bool {
+        self.index.keeps(selector, ports)
+    }
+
     /// Changes one server, tells the indexes, and has the line look at it; tells whether it is known.
     fn change(&mut self, handle: &ServerHandle, change: impl FnOnce(&mut ServerState)) -> bool {
         self.line.touch(handle);

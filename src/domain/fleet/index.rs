@@ -169,6 +169,17 @@ impl Index {
         self.views.get_mut().unwrap_or_else(PoisonError::into_inner).kept.clear();
     }
 
+    /// Whether there is a view already of the servers that carry the labels and may have the ports.
+    pub fn keeps(
+        &self,
+        selector: &BTreeMap<String, String>,
+        (modules, start): (&[ModuleRequest], crate::domain::Port),
+    ) -> bool {
+        let asked = PortAsk::new(modules, start);
+        let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        views.kept.iter().any(|kept| kept.ports.as_ref() == Some(&asked) && kept.selector == *selector)
+    }
+
     /// Reads off the view of the servers that carry the labels and, where `ports` says what is asked for from where on, may
     /// have the ports.
     pub fn read<T>(

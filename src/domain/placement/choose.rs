@@ -25,21 +25,23 @@ pub(super) fn choose<'a>(
     strategy: Strategy,
     context: &Context,
 ) -> Choice<'a> {
-    let any = fleet.read_index(ask.selector, None, context, |view| {
-        search(fleet, view, ask, strategy, context, PORT_MISSES)
-    });
-    match any {
-        Among::Few(slots) => choose_of_few(fleet, &slots, ask, strategy, context),
-        Among::View(Some(choice)) => choice,
-        Among::View(None) => {
-            let ports = Some((ask.modules, ask.start_port));
-            match fleet.read_index(ask.selector, ports, context, |view| {
-                search(fleet, view, ask, strategy, context, usize::MAX)
-            }) {
-                Among::View(choice) => choice.flatten(),
-                Among::Few(slots) => choose_of_few(fleet, &slots, ask, strategy, context),
-            }
+    let ports = (ask.modules, ask.start_port);
+    let names_ports = ask.modules.iter().any(|module| module.port.is_some());
+    // Where most lacked these ports before, they are not looked at again.
+    if !(names_ports && fleet.keeps_index(ask.selector, ports)) {
+        match fleet.read_index(ask.selector, None, context, |view| {
+            search(fleet, view, ask, strategy, context, PORT_MISSES)
+        }) {
+            Among::Few(slots) => return choose_of_few(fleet, &slots, ask, strategy, context),
+            Among::View(Some(choice)) => return choice,
+            Among::View(None) => {}
         }
+    }
+    match fleet.read_index(ask.selector, Some(ports), context, |view| {
+        search(fleet, view, ask, strategy, context, usize::MAX)
+    }) {
+        Among::View(choice) => choice.flatten(),
+        Among::Few(slots) => choose_of_few(fleet, &slots, ask, strategy, context),
     }
 }
 
