@@ -111,6 +111,7 @@ impl Combiner {
             self.conn = Some(conn);
             replica.fleet_mut().keep_attempt();
             replica.placed().apply(&entries);
+            self.left_at = Some(replica.position());
             self.committed.send_replace(replica.fleet().sequence());
             count(batch, begin);
             self.took = batch.len();

@@ -7,18 +7,19 @@
 //!
 //! The task owns the transaction, so a caller that hangs up cannot tear it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{Postgres, pool::PoolConnection};
-use tokio::sync::{RwLock, mpsc, watch};
+use tokio::sync::{Mutex, RwLock, mpsc, watch};
 
 use super::{
     AllocatorOptions, Error,
     ahead::Clock,
     command::Job,
+    follow::Follower,
     jobs::{answer, fail, wanted},
     locked::Alone,
-    replica::Replica,
+    replica::{Position, Replica},
 };
 use crate::store::{Store, StoreError};
 
@@ -33,7 +34,11 @@ pub struct Combiner {
     pub(super) store: Store,
     pub(super) options: AllocatorOptions,
     pub(super) replica: Arc<RwLock<Replica>>,
+    pub(super) follower: Follower,
     pub(super) queue: mpsc::Receiver<Job>,
+    /// Held while a transaction is under way. Upkeep has it while it holds the pool's row, for a batch that finds the row taken is
+    /// planned anew.
+    pub(super) turn: Arc<Mutex<()>>,
     /// Tells the tailer that there is something to read.
     pub(super) committed: watch::Sender<i64>,
     /// The connection, while it is good.
@@ -42,6 +47,10 @@ pub struct Combiner {
     pub(super) took: usize,
     /// The database's clock, while what this replica knows may be planned on.
     pub(super) clock: Option<Clock>,
+    /// Where this replica's last transaction left the pool: whether others write is told by where the next one finds it.
+    pub(super) left_at: Option<Position>,
+    /// How long the pool's row was last waited for.
+    pub(super) wait: Duration,
 }
 
 impl Combiner {
@@ -49,7 +58,7 @@ impl Combiner {
     pub async fn run(mut self) {
         while let Some(first) = self.queue.recv().await {
             let mut batch = wanted([first]);
-            self.take_along(&mut batch);
+            self.take_along(&mut batch, false);
             if batch.is_empty() {
                 continue;
             }
@@ -66,10 +75,11 @@ impl Combiner {
 
     /// Adds to a batch those who wait. Callers who call again and again go in two halves, so that one is answered, and calls
     /// again, while the other is written; if all went together, nobody would write while they are answered. A few do go together,
-    /// for a transaction costs as much as they do.
-    pub(super) fn take_along(&mut self, batch: &mut Vec<Job>) {
+    /// for a transaction costs as much as they do. So do all where other replicas write while these are answered.
+    pub(super) fn take_along(&mut self, batch: &mut Vec<Job>, others_write: bool) {
         let callers = self.took + batch.len() + self.queue.len();
-        let share = callers.div_ceil(2).clamp(FEW.min(self.options.max_batch), self.options.max_batch);
+        let share = if others_write { callers } else { callers.div_ceil(2) };
+        let share = share.max(FEW).min(self.options.max_batch);
         let room = share.saturating_sub(batch.len());
         batch.extend(wanted(std::iter::from_fn(|| self.queue.try_recv().ok()).take(room)));
     }

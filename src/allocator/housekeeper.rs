@@ -1,26 +1,24 @@
 //! Housekeeping: has the combiner tell the log what nobody asked for. It looks before it asks, so that an idle service writes
 //! nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use tokio::sync::{RwLock, mpsc};
+use tokio::sync::mpsc;
 
 use super::{
-    AllocatorOptions, Error,
+    Error,
     command::{Job, Request},
+    follow::Follower,
     inventory, line,
-    replica::Replica,
 };
-use crate::store::{Store, leases, pools};
+use crate::store::{leases, pools};
 
 /// How often the log is told what nobody asked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 
 /// Looks after what no request does.
 pub(super) struct Housekeeper {
-    pub(super) store: Store,
-    pub(super) options: AllocatorOptions,
-    pub(super) replica: Arc<RwLock<Replica>>,
+    pub(super) follower: Follower,
     pub(super) queue: mpsc::WeakSender<Job>,
 }
 
@@ -39,15 +37,18 @@ impl Housekeeper {
     }
 
     async fn step(&self) -> Result<(), Error> {
-        let mut conn = self.store.acquire().await?;
+        let Follower { store, options, replica, .. } = &self.follower;
+        // Others wait for the pool's row while it is had, so that it is not had only to fold what they commit.
+        self.follower.follow_to_the_end().await?;
+        let mut conn = store.acquire().await?;
         let pool = pools::find(&mut conn).await?;
         let leases = leases::find(&mut conn, pool.now).await?;
         drop(conn);
-        let context = self.options.context(pool.now);
+        let context = options.context(pool.now);
         let needed = {
-            let replica = self.replica.read().await;
+            let replica = replica.read().await;
             let stale = |state| inventory::is_stale(state, &context);
-            replica.is_behind(&pool)
+            replica.wants_row(&pool)
                 || super::leases::is_due(&leases, pool.now)
                 || line::is_due(replica.fleet(), &context)
                 || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))

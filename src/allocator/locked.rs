@@ -1,9 +1,9 @@
 //! A batch under the pool's row: the row is locked, the fleet is brought to where the pool then stands, the batch is planned on
 //! that and written, and all of it is committed. Whatever a batch asks for can be done so.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 use time::{OffsetDateTime, macros::datetime};
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -17,16 +17,25 @@ use super::{
     jobs::{count, project_ids, spans},
     journal::Journal,
     leases, line, relocate,
-    replica::Replica,
+    replica::{Position, Replica},
 };
 use crate::{
     domain::{Project, ProjectId, event::ReleaseCause},
-    store::{StoreError, WriteTransaction, placements, pools},
+    store::{
+        StoreError, WriteTransaction, placements,
+        pools::{self, PoolState},
+    },
     traced,
 };
 
 /// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
 const BUSY_TRIES: u32 = 3;
+
+/// How often it is looked for news while the pool's row is waited for, if that takes as long as the last time.
+const LOOKS: u32 = 3;
+
+/// A wait that is shorter is none: nobody else has the row.
+const SHORT: Duration = Duration::from_millis(3);
 
 /// How long a transaction may take before the database counts as frozen: longer than its own limits let it take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -34,6 +43,16 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Whether a request is tried without any other.
 #[derive(Clone, Copy)]
 pub(super) struct Alone(pub(super) bool);
+
+/// What is known of the tables before the pool's row is had.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tables {
+    /// That the log leads there, as far as anybody knows.
+    Followed,
+    /// That they have to be read anew, which can take seconds: first, while others may have the row. Where they have to be again
+    /// once it is had, they are read then.
+    Changed,
+}
 
 impl Combiner {
     /// Commits a batch, and what came meanwhile.
@@ -64,8 +83,10 @@ impl Combiner {
         batch: &mut Vec<Job>,
         alone: Alone,
     ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        let turn = Arc::clone(&self.turn).lock_owned().await;
         let begin = Instant::now();
-        let committed = tokio::time::timeout(LIMIT, self.commit(batch, alone)).await;
+        let committed = tokio::time::timeout(LIMIT, self.commit(batch, alone, Tables::Followed)).await;
+        drop(turn);
         if committed.is_err() {
             self.replica.write().await.forget();
         }
@@ -89,6 +110,7 @@ impl Combiner {
         &mut self,
         batch: &mut Vec<Job>,
         Alone(alone): Alone,
+        tables: Tables,
     ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
         if !alone && let Some(answers) = self.commit_ahead(batch).await? {
             return Ok(answers);
@@ -102,26 +124,33 @@ impl Combiner {
         };
         let mut trace = traced::Batch::default();
         trace.join(spans(batch));
-        let begun = WriteTransaction::begin(&mut conn).instrument(trace.span()).await;
+        let begun = self.begin(&mut conn, tables).instrument(trace.span()).await;
         if is_kept && matches!(&begun, Err(StoreError::Unavailable(_))) {
             // It broke while it lay idle. Nothing was begun, so another is as good.
             drop(begun);
             drop(conn);
-            return Box::pin(self.commit(batch, Alone(alone))).await;
+            return Box::pin(self.commit(batch, Alone(alone), tables)).await;
         }
         let (mut transaction, mut pool) = begun?;
         let clock = Clock::new(pool.now);
+        // Only now, so that those who read the fleet do not wait for another replica's transaction.
+        let replica = Arc::clone(&self.replica);
+        let mut replica = replica.write().await;
+        if tables == Tables::Followed && replica.must_reload(&pool) {
+            drop((replica, transaction));
+            drop(conn);
+            return Box::pin(self.commit(batch, Alone(alone), Tables::Changed)).await;
+        }
+        let others_write = self.left_at.is_some_and(|left_at| left_at != Position::from(&pool));
         if !alone {
             // Whoever came while these waited for the pool's row.
-            self.take_along(batch);
+            self.take_along(batch, others_write);
             count(batch, Instant::now());
             trace.join(spans(batch));
         }
         self.took = batch.len();
-        // Only now, so that those who read the fleet do not wait for another replica's transaction.
-        let mut replica = self.replica.write().await;
         // Where others commit in between, a plan would be overtaken.
-        self.clock = (!replica.is_behind(&pool)).then_some(clock);
+        self.clock = (!others_write).then_some(clock);
         // In later statements than the lock: a statement's snapshot is older than the lock that it waits for.
         replica.catch_up(&mut transaction, &pool).await?;
         pool.now = replica.fleet().not_before(pool.now);
@@ -136,12 +165,44 @@ impl Combiner {
         };
         if result.is_ok() {
             self.conn = Some(conn);
+            self.left_at = Some(replica.position());
+            replica.note_kept();
             self.committed.send_replace(replica.fleet().sequence());
         } else {
             self.clock = None;
             replica.forget();
         }
         result
+    }
+
+    /// Begins a transaction, and waits for the pool's row. What others commit while they have it is folded meanwhile, so that
+    /// little is left to be read once it is had.
+    async fn begin<'c>(
+        &mut self,
+        conn: &'c mut PoolConnection<Postgres>,
+        tables: Tables,
+    ) -> Result<(WriteTransaction<'c>, PoolState), StoreError> {
+        if tables == Tables::Changed || self.replica.read().await.folded().is_none() {
+            let mut replica = self.replica.write().await;
+            let mut snapshot = WriteTransaction::begin_load(conn).await?;
+            self.follower.load_from(&mut snapshot, &mut replica).await?;
+            snapshot.commit().await?;
+        }
+        let since = Instant::now();
+        let mut begun = pin!(WriteTransaction::begin(conn));
+        let pause = (self.wait / LOOKS).max(SHORT);
+        let begun = loop {
+            if let Ok(begun) = tokio::time::timeout(pause, &mut begun).await {
+                break begun;
+            }
+            tokio::select! {
+                biased;
+                begun = &mut begun => break begun,
+                () = self.follower.follow_elsewhere() => {}
+            }
+        };
+        self.wait = since.elapsed();
+        begun
     }
 
     /// Plans every request in memory, in arrival order, and writes what came of it. Those that wait together are concurrent, so

@@ -11,6 +11,7 @@ mod ensure;
 mod ensure_all;
 mod error;
 pub mod figures;
+mod follow;
 mod housekeeper;
 mod inventory;
 mod jobs;
@@ -30,10 +31,11 @@ mod thread;
 mod upkeep;
 mod waiting;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{RwLock, RwLockReadGuard, mpsc, watch},
+    runtime::Handle,
+    sync::{Mutex, RwLock, RwLockReadGuard, mpsc, watch},
     task::JoinSet,
 };
 
@@ -41,6 +43,7 @@ pub use self::{call::Call, error::Error, listed::Listed, options::AllocatorOptio
 use self::{
     combiner::Combiner,
     command::{Answer, EnsureAnswer, Job, Outcome, ProjectView, ReleaseAnswer, Request},
+    follow::Follower,
     housekeeper::Housekeeper,
     placed::Placed,
     reader::Reader,
@@ -71,6 +74,7 @@ pub struct Allocator {
     store: Store,
     options: AllocatorOptions,
     replica: Arc<RwLock<Replica>>,
+    follower: Follower,
     placed: Placed,
     queue: mpsc::Sender<Job>,
     reader: Reader,
@@ -86,30 +90,36 @@ impl Allocator {
         let (committed, news) = watch::channel(0);
         let placed = Placed::default();
         let replica = Arc::new(RwLock::new(Replica::new(placed.clone())));
+        let turn = Arc::new(Mutex::new(()));
+        let follower = Follower {
+            store: store.clone(),
+            options,
+            replica: Arc::clone(&replica),
+            runtime: Handle::current(),
+        };
         let combiner = Combiner {
             store: store.clone(),
             options,
             replica: Arc::clone(&replica),
+            follower: follower.clone(),
             queue: jobs,
+            turn: Arc::clone(&turn),
             committed,
             conn: None,
             took: 0,
             clock: None,
+            left_at: None,
+            wait: Duration::ZERO,
         };
         let (reader, reads) = Reader::new(store.clone(), options.queue_limit);
         let mut tasks = JoinSet::new();
         tasks.spawn(thread::run("combiner", combiner.run()));
         tasks.spawn(thread::run("reader", reads));
         // It holds none of what keeps the tasks alive.
-        let housekeeper = Housekeeper {
-            store: store.clone(),
-            options,
-            replica: Arc::clone(&replica),
-            queue: queue.downgrade(),
-        };
+        let housekeeper = Housekeeper { follower: follower.clone(), queue: queue.downgrade() };
         tokio::spawn(housekeeper.run());
-        tokio::spawn(Upkeep { store: store.clone(), options, queue: queue.downgrade() }.run());
-        (Self { store, options, replica, placed, queue, reader, committed: news }, tasks)
+        tokio::spawn(Upkeep { store: store.clone(), options, queue: queue.downgrade(), turn }.run());
+        (Self { store, options, replica, follower, placed, queue, reader, committed: news }, tasks)
     }
 
     /// The number of the newest event that this replica committed; changes tell a tailer that there is something to read.
@@ -328,11 +338,7 @@ impl Allocator {
         }
         drop(replica);
         let mut replica = self.replica.write().await;
-        // Begun under the lock: a snapshot from before could be older than what this replica has committed since.
-        let mut snapshot = self.store.begin_snapshot().await?;
-        let pool = pools::find(&mut snapshot).await?;
-        replica.catch_up(&mut snapshot, &pool).await?;
-        line::refresh(&mut snapshot, replica.fleet_mut(), &self.options.context(pool.now)).await?;
+        let pool = self.follower.load(&mut replica).await?;
         Ok((replica.downgrade(), pool))
     }
 

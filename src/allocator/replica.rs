@@ -10,7 +10,7 @@ use super::placed::Placed;
 use crate::{
     domain::{
         Fleet,
-        event::{Operation, ServerChange, ServerChanged},
+        event::{LogEntry, Operation, ServerChange, ServerChanged},
         policy::FleetPolicy,
     },
     store::{
@@ -39,6 +39,21 @@ pub struct Replica {
     unlogged: Vec<ServerChanged>,
     /// The same of the policy.
     unlogged_policy: Option<FleetPolicy>,
+    /// Whether something was followed that may change what is kept for the first in line.
+    kept_is_old: bool,
+}
+
+/// Where a pool stands, by what counts the changes that are made through the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    last_sequence: i64,
+    inventory_revision: i64,
+}
+
+impl From<&PoolState> for Position {
+    fn from(pool: &PoolState) -> Self {
+        Self { last_sequence: pool.last_sequence, inventory_revision: pool.inventory_revision }
+    }
 }
 
 impl Replica {
@@ -53,6 +68,7 @@ impl Replica {
             edit_count: 0,
             unlogged: Vec::new(),
             unlogged_policy: None,
+            kept_is_old: false,
         }
     }
 
@@ -78,19 +94,17 @@ impl Replica {
         self.epoch = None;
     }
 
-    /// Whether there is something to fold, or to tell the log.
+    /// Where the pool stands as far as this replica knows.
     #[must_use]
-    pub fn is_behind(&self, pool: &PoolState) -> bool {
-        self.has_to_tell()
-            || self.must_reload(pool)
-            || pool.last_sequence != self.fleet.sequence()
-            || pool.inventory_revision != self.inventory_revision
+    pub fn position(&self) -> Position {
+        Position { last_sequence: self.fleet.sequence(), inventory_revision: self.inventory_revision }
     }
 
-    /// Whether the fleet includes all that `pool` does; it may include more.
+    /// Whether the fleet includes all that `pool` does, and what is kept for the first in line; it may include more.
     #[must_use]
     pub fn includes(&self, pool: &PoolState) -> bool {
         self.epoch == Some(pool.epoch)
+            && !self.kept_is_old
             && !self.fleet.is_attempting()
             && self.edit_count == pool.edit_count
             && self.fleet.sequence() >= pool.last_sequence
@@ -132,7 +146,16 @@ impl Replica {
             self.fleet.set_policy(pool.policy).then_some(pool.policy).or(self.unlogged_policy);
     }
 
-    fn must_reload(&self, pool: &PoolState) -> bool {
+    /// Whether a transaction has something to do here, other than to fold the log: the tables were changed by hand, or there is
+    /// something to tell of it.
+    #[must_use]
+    pub fn wants_row(&self, pool: &PoolState) -> bool {
+        self.has_to_tell() || self.must_reload(pool) || self.inventory_revision != pool.inventory_revision
+    }
+
+    /// Whether the tables must be read anew.
+    #[must_use]
+    pub fn must_reload(&self, pool: &PoolState) -> bool {
         !self.can_fold(pool) || self.edit_count != pool.edit_count
     }
 
@@ -178,19 +201,48 @@ impl Replica {
                     problem: format!("the log ends before {}", pool.last_sequence),
                 });
             }
-            self.placed.apply(&entries);
-            for entry in &entries {
-                self.fleet.apply(entry);
-                match &entry.operation {
-                    Operation::ServerChanged(told) => {
-                        self.unlogged.retain(|changed| changed.server.handle != told.server.handle);
-                    }
-                    Operation::PolicyChanged(_) => self.unlogged_policy = None,
-                    _ => {}
-                }
-            }
+            self.take(&entries);
         }
         Ok(())
+    }
+
+    /// Up to which event the fleet is folded; none where it must be read anew.
+    #[must_use]
+    pub fn folded(&self) -> Option<i64> {
+        self.epoch.filter(|_| !self.fleet.is_attempting()).map(|_| self.fleet.sequence())
+    }
+
+    /// Folds operations that were read without the pool's row, as far as they follow what is folded: whatever the fleet is brought to
+    /// so need not be read while others wait for the row. Tells whether there were any.
+    pub fn follow(&mut self, mut entries: Vec<LogEntry>) -> bool {
+        entries.retain(|entry| entry.first_sequence > self.fleet.sequence());
+        let next = self.folded().map(|folded| folded + 1);
+        if next.is_none() || entries.first().map(|entry| entry.first_sequence) != next {
+            return false;
+        }
+        let somebody_waited = !self.fleet.line().is_empty();
+        self.take(&entries);
+        self.kept_is_old |= somebody_waited || !self.fleet.line().is_empty();
+        true
+    }
+
+    /// Takes up that what is kept for the first in line was worked out on the fleet as it is.
+    pub fn note_kept(&mut self) {
+        self.kept_is_old = false;
+    }
+
+    fn take(&mut self, entries: &[LogEntry]) {
+        self.placed.apply(entries);
+        for entry in entries {
+            self.fleet.apply(entry);
+            match &entry.operation {
+                Operation::ServerChanged(told) => {
+                    self.unlogged.retain(|changed| changed.server.handle != told.server.handle);
+                }
+                Operation::PolicyChanged(_) => self.unlogged_policy = None,
+                _ => {}
+            }
+        }
     }
 
     /// Reads the servers that changed, and takes them up; returns them as they are now.
@@ -317,4 +369,50 @@ fn server_changes(before: &Fleet, after: &Fleet) -> Vec<ServerChanged> {
     }));
     changes.sort_by(|a, b| a.server.handle.cmp(&b.server.handle));
     changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{
+        event::{ReleaseCause, Released},
+        testing::{NOW, project},
+    };
+
+    /// Operations of one event each.
+    fn released(sequences: impl IntoIterator<Item = i64>) -> Vec<LogEntry> {
+        let entry = |first_sequence| LogEntry {
+            first_sequence,
+            event_time: NOW,
+            project_id: Some(project("shop")),
+            server_handle: None,
+            request_id: String::new(),
+            actor: String::new(),
+            operation: Operation::Released(Released {
+                cause: ReleaseCause::Requested,
+                server_address: String::new(),
+                allocations: Vec::new(),
+                returned: None,
+                free_after: NOW,
+            }),
+        };
+        sequences.into_iter().map(entry).collect()
+    }
+
+    #[test]
+    fn what_follows_is_folded_once_and_what_does_not_is_left() {
+        let mut replica = Replica::new(Placed::default());
+        assert!(!replica.follow(released([1, 2])), "of a fleet that was never read nothing follows");
+        replica.epoch = Some(Uuid::nil());
+        let width = released([1])[0].last_sequence();
+        assert_eq!(width, 1);
+        assert!(replica.follow(released([1, 2])));
+        assert!(!replica.follow(released([1, 2])));
+        assert!(replica.follow(released([2, 3])));
+        assert!(!replica.follow(released([5])), "between them is one that was not read");
+        assert_eq!(replica.folded(), Some(3));
+        replica.fleet_mut().attempt();
+        assert_eq!(replica.folded(), None);
+        assert!(!replica.follow(released([4])), "what is attempted is taken back");
+    }
 }

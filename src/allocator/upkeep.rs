@@ -2,9 +2,12 @@
 //! each it rests for many times as long as the step took, so that whoever places a project hardly notices, however slow the
 //! database is.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 use super::{AllocatorOptions, Error, command::Job};
 use crate::{
@@ -18,6 +21,8 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const STEP: i64 = 500;
 /// How many events are removed at once: a few hundred operations.
 const SPAN: i64 = 2_000;
+/// How long batches wait for upkeep at the most.
+const LONGEST_TURN: Duration = Duration::from_secs(5);
 /// How many times as long as a step took nothing is removed after it.
 const REST: u32 = 24;
 
@@ -26,6 +31,8 @@ pub(super) struct Upkeep {
     pub(super) store: Store,
     pub(super) options: AllocatorOptions,
     pub(super) queue: mpsc::WeakSender<Job>,
+    /// The combiner's, see there.
+    pub(super) turn: Arc<Mutex<()>>,
 }
 
 impl Upkeep {
@@ -72,7 +79,7 @@ impl Upkeep {
     }
 
     /// Removes a step of the oldest events, if they are past their keeping; tells whether there may be more. The rows go first, and
-    /// the pool's row is held for the commit alone.
+    /// the pool's row is held for the commit alone, between two batches.
     async fn remove_events(&self) -> Result<bool, Error> {
         let mut conn = self.store.acquire().await?;
         let pool = pools::find(&mut conn).await?;
@@ -85,8 +92,15 @@ impl Upkeep {
         let Some(up_to) = expired else { return Ok(false) };
         let mut transaction = self.store.begin_upkeep().await?;
         events::delete_between(&mut transaction, after, up_to).await?;
-        pools::update_compacted(&mut transaction, up_to).await?;
-        transaction.commit().await.map_err(StoreError::from)?;
+        let turn = self.turn.lock().await;
+        let committed = async {
+            pools::update_compacted(&mut transaction, up_to).await?;
+            transaction.commit().await.map_err(StoreError::from)
+        };
+        // Where the database says nothing, the batches are to find that out by themselves.
+        let committed = tokio::time::timeout(LONGEST_TURN, committed).await;
+        drop(turn);
+        committed.map_err(|_| StoreError::silent())??;
         Ok(true)
     }
 }

@@ -55,8 +55,16 @@ const PLAN_ONCE_AND_WRITE: &str = concat!(plan_once!(), "; ", write::settings!("
 const READ_WHOLE_TABLES: &str = "SET LOCAL enable_seqscan = on; SET LOCAL work_mem = '64MB'";
 const READ_ROWS_AGAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL work_mem TO DEFAULT";
 
-const BEGIN_SNAPSHOT: &str =
-    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'";
+macro_rules! begin_snapshot {
+    () => {
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'"
+    };
+}
+const BEGIN_SNAPSHOT: &str = begin_snapshot!();
+
+/// Pages of a table are read by its index, each from where the last one ended, also where the planner knows nothing of the table:
+/// with the start at hand it would then sort all that is left.
+const BEGIN_LOAD: &str = concat!(begin_snapshot!(), "; SET LOCAL plan_cache_mode = force_generic_plan");
 
 /// Prepares a transaction for reading whole tables, or for what it did before.
 ///
@@ -198,12 +206,27 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when no connection can be had.
-    #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
     pub async fn begin_snapshot(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        self.begin_reading(BEGIN_SNAPSHOT).await
+    }
+
+    /// The same, to read whole tables, a page at a time.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when no connection can be had.
+    pub async fn begin_load(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
+        self.begin_reading(BEGIN_LOAD).await
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
+    async fn begin_reading(
+        &self,
+        statement: &'static str,
+    ) -> Result<Transaction<'static, Postgres>, StoreError> {
         let shared = self.shared.clone();
         // In a task of its own, which goes on when the caller hangs up. sqlx takes no note of a BEGIN before its answer is there,
         // so one that is given up on its way leaves the connection to others inside of the snapshot, for them to read what was.
-        match tokio::spawn(async move { shared.begin_with(BEGIN_SNAPSHOT).await }).await {
+        match tokio::spawn(async move { shared.begin_with(statement).await }).await {
             Ok(begun) => Ok(begun?),
             Err(ended) => match ended.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tracing::Instrument as _;
 
 use super::{
-    StoreError,
+    BEGIN_LOAD, StoreError,
     batches::{self, Batch, Expected},
     pools::{self, PoolState, with_pool_columns},
 };
@@ -34,7 +34,9 @@ macro_rules! settings {
 pub(super) use settings;
 
 /// Begins a transaction that writes beside the combiner.
-pub(super) const BEGIN_UPKEEP: &str = concat!("BEGIN; ", settings!("SET LOCAL"));
+/// It may wait for a batch between two statements, while it holds nothing that anybody wants.
+pub(super) const BEGIN_UPKEEP: &str =
+    concat!("BEGIN; ", settings!("SET LOCAL"), "; SET LOCAL idle_in_transaction_session_timeout = '60s'");
 
 macro_rules! begin_and_lock {
     ($columns:tt) => {
@@ -71,6 +73,16 @@ impl<'c> WriteTransaction<'c> {
             sqlx::raw_sql(BEGIN_AND_LOCK).fetch_one(&mut **transaction.conn).instrument(statement).await?;
         let pool = pools::Row::from_row(&row)?.into();
         Ok((transaction, pool))
+    }
+
+    /// Begins a snapshot that whole tables are read in, before the row is waited for.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub async fn begin_load(conn: &'c mut PoolConnection<Postgres>) -> Result<Self, StoreError> {
+        let transaction = Self { conn, open: true };
+        transaction.conn.execute(BEGIN_LOAD).await?;
+        Ok(transaction)
     }
 
     /// Commits.

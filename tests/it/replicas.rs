@@ -1,8 +1,12 @@
 //! Two replicas on one database: what one commits the other sees at once, and they never get in each other's way.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use resource_allocator::proto::v1::{self, EnsureOutcome};
+use sqlx::Executor as _;
 use tonic::Code;
 
 use crate::support::{
@@ -275,4 +279,37 @@ async fn replicas_that_idle_take_no_lock() {
     // Longer than two looks of housekeeping, each of which may find something to do only where it should not.
     tokio::time::sleep(std::time::Duration::from_millis(4500)).await;
     assert_eq!(mark().await.unwrap(), before);
+}
+
+/// How long is long enough for every replica to look after itself, which it does every 2 s.
+const A_LOOK: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_only_follows_what_others_commit_stands_in_nobodys_way() {
+    let replicas = Replicas::start().await;
+    let (mut one, mut two) = replicas.clients();
+    one.register(server("a")).await;
+    assert_eq!(candidates(&mut two, v1::PlacementStrategy::Spread).await.len(), 1);
+    for number in 0..10 {
+        one.ensure(&format!("p{number}"), &["backend"]).await.unwrap();
+    }
+    let database = &replicas.service.database;
+    let mut holder = database.sql.acquire().await.unwrap();
+    holder.execute("BEGIN; SELECT FROM pools FOR UPDATE").await.unwrap();
+
+    // The other one is behind by these. While somebody has the pool's row, it does not want it.
+    let begin = Instant::now();
+    while begin.elapsed() < A_LOOK {
+        let waiting: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+        )
+        .fetch_one(&database.sql)
+        .await
+        .unwrap();
+        assert_eq!(waiting, 0);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let free = candidates(&mut one, v1::PlacementStrategy::Spread).await;
+    assert_eq!(candidates(&mut two, v1::PlacementStrategy::Spread).await, free);
+    holder.execute("ROLLBACK").await.unwrap();
 }

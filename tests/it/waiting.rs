@@ -626,3 +626,22 @@ async fn of_a_hundred_who_wait_none_is_lost_or_served_twice_though_a_replica_is_
     assert_eq!(rows, 0);
     assert_consistent(&database.sql).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_for_the_first_is_the_same_at_a_replica_that_only_follows() {
+    let replicas = Replicas::start().await;
+    let (mut one, two) = replicas.clients();
+    full_server(&mut one, "a", 1024).await;
+    // The other one has read the fleet, and from then on follows the log, which it does every 2 s.
+    assert!(line(&two).await.is_empty());
+    for _ in 0..2 {
+        let calls = stand(&one, &[("shop", 1024)]).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let standing = line(&two).await;
+        assert_eq!(standing.len(), 1);
+        assert_eq!(standing[0].kept_server_handle, "a");
+        calls.iter().for_each(Call::hang_up);
+        one.release("shop", &[]).await;
+        assert!(line(&two).await.is_empty());
+    }
+}
