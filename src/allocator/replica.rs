@@ -374,29 +374,10 @@ fn server_changes(before: &Fleet, after: &Fleet) -> Vec<ServerChanged> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{
-        event::{ReleaseCause, Released},
-        testing::{NOW, project},
-    };
+    use crate::domain::testing;
 
-    /// Operations of one event each.
     fn released(sequences: impl IntoIterator<Item = i64>) -> Vec<LogEntry> {
-        let entry = |first_sequence| LogEntry {
-            first_sequence,
-            event_time: NOW,
-            project_id: Some(project("shop")),
-            server_handle: None,
-            request_id: String::new(),
-            actor: String::new(),
-            operation: Operation::Released(Released {
-                cause: ReleaseCause::Requested,
-                server_address: String::new(),
-                allocations: Vec::new(),
-                returned: None,
-                free_after: NOW,
-            }),
-        };
-        sequences.into_iter().map(entry).collect()
+        sequences.into_iter().map(|sequence| testing::released(sequence, "shop", "web-1")).collect()
     }
 
     #[test]
@@ -404,8 +385,7 @@ mod tests {
         let mut replica = Replica::new(Placed::default());
         assert!(!replica.follow(released([1, 2])), "of a fleet that was never read nothing follows");
         replica.epoch = Some(Uuid::nil());
-        let width = released([1])[0].last_sequence();
-        assert_eq!(width, 1);
+        assert_eq!(released([1])[0].last_sequence(), 1);
         assert!(replica.follow(released([1, 2])));
         assert!(!replica.follow(released([1, 2])));
         assert!(replica.follow(released([2, 3])));

@@ -200,28 +200,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::{
-        event::{LogEntry, Operation, ReleaseCause, Released},
-        testing::{NOW, handle, project},
-    };
+    use crate::domain::testing::{self, handle, project};
 
     fn released(name: &str, server: &str) -> Batch {
-        let entry = LogEntry {
-            first_sequence: 1,
-            event_time: NOW,
-            project_id: Some(project(name)),
-            server_handle: Some(handle(server)),
-            request_id: String::new(),
-            actor: String::new(),
-            operation: Operation::Released(Released {
-                cause: ReleaseCause::Requested,
-                server_address: String::new(),
-                allocations: Vec::new(),
-                returned: None,
-                free_after: NOW,
-            }),
-        };
-        Batch::new(Uuid::nil(), [entry]).unwrap()
+        Batch::new(Uuid::nil(), [testing::released(1, name, server)]).unwrap()
     }
 
     fn of(project_id: Option<&str>, server_handle: Option<&str>) -> Filter {

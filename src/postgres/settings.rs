@@ -26,14 +26,19 @@ fn shared_buffers(memory: Option<u64>) -> String {
     format!("'{}MB'", share.clamp(BUFFERS_MB.0, BUFFERS_MB.1))
 }
 
-/// The settings of a new cluster on a machine of so many bytes of memory, each with its reason. `fsync` and `synchronous_commit` are
-/// on, as they are by default: what was answered must survive a power cut.
-fn defaults(lz4: bool, memory: Option<u64>) -> Vec<(&'static str, String, &'static str)> {
-    let rest = [
+/// The settings of a new cluster, each with its reason. `fsync` and `synchronous_commit` are on, as they are by
+/// default: what was answered must survive a power cut.
+fn defaults(lz4: bool, buffers: &str) -> Vec<(&'static str, &str, &'static str)> {
+    vec![
         ("fsync", "on", "durability is never given up"),
         ("synchronous_commit", "on", "an answer is given after its commit is durable"),
         ("full_page_writes", "on", "a page torn by a power cut can be restored"),
         ("max_connections", "200", "room for the pool, for psql, and for test databases side by side"),
+        (
+            "shared_buffers",
+            buffers,
+            "an eighth of the memory, up to a gigabyte: the indexes of a large fleet",
+        ),
         (
             "max_wal_size",
             "'4GB'",
@@ -49,21 +54,14 @@ fn defaults(lz4: bool, memory: Option<u64>) -> Vec<(&'static str, String, &'stat
         ("autovacuum", "on", "rows come and go all day"),
         ("autovacuum_naptime", "'15s'", "small busy tables bloat within a minute"),
         ("jit", "off", "our queries are short: compiling them takes longer than running them"),
-    ];
-    let buffers = (
-        "shared_buffers",
-        shared_buffers(memory),
-        "an eighth of the memory, up to a gigabyte: the indexes of a large fleet",
-    );
-    let rest = rest.map(|(name, value, reason)| (name, value.to_owned(), reason));
-    rest.into_iter().chain([buffers]).collect()
+    ]
 }
 
-/// The lines that are appended to a new cluster's `postgresql.conf`.
+/// The lines that are appended to a new cluster's `postgresql.conf`, on a machine of so many bytes of memory.
 pub(super) fn conf(lz4: bool, memory: Option<u64>) -> String {
     let mut conf =
         String::from("\n# Set by Resource Allocator when it made this cluster; change them as you like.\n");
-    for (name, value, reason) in defaults(lz4, memory) {
+    for (name, value, reason) in defaults(lz4, &shared_buffers(memory)) {
         let _ = writeln!(conf, "{name} = {value}  # {reason}");
     }
     conf

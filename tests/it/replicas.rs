@@ -277,7 +277,7 @@ async fn replicas_that_idle_take_no_lock() {
     };
     let before = mark().await.unwrap();
     // Longer than two looks of housekeeping, each of which may find something to do only where it should not.
-    tokio::time::sleep(std::time::Duration::from_millis(4500)).await;
+    tokio::time::sleep(Duration::from_millis(4500)).await;
     assert_eq!(mark().await.unwrap(), before);
 }
 

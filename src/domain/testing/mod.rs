@@ -25,6 +25,7 @@ pub use self::ledger::Ledger;
 use super::{
     Fleet, ModuleName, Port, PortRange, Project, ProjectId, Protocol, Refusal, ResourceRequest, Resources,
     Server, ServerHandle, ServerStatus,
+    event::{LogEntry, Operation, ReleaseCause, Released},
     fleet::{PortStanding, ServerRow, ServerState},
     placement::{Context, Decision, decide},
     policy::FleetPolicy,
@@ -71,6 +72,25 @@ pub fn handle(name: &str) -> ServerHandle {
 /// A project's id.
 pub fn project(name: &str) -> ProjectId {
     ProjectId::parse(name).unwrap()
+}
+
+/// The operation by which a project gives back a placement without ports, one event.
+pub fn released(first_sequence: i64, project_id: &str, server_handle: &str) -> LogEntry {
+    LogEntry {
+        first_sequence,
+        event_time: NOW,
+        project_id: Some(project(project_id)),
+        server_handle: Some(handle(server_handle)),
+        request_id: String::new(),
+        actor: String::new(),
+        operation: Operation::Released(Released {
+            cause: ReleaseCause::Requested,
+            server_address: String::new(),
+            allocations: Vec::new(),
+            returned: None,
+            free_after: NOW,
+        }),
+    }
 }
 
 /// A module's name.
