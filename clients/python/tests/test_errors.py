@@ -14,6 +14,7 @@ from live_service import PATIENCE_S, ROOT
 from scripted import Scripted
 
 from resource_allocator_client import Disposition, FieldViolation, ResourceAllocator, ResourceAllocatorError, errors
+from resource_allocator_client.v1 import resource_allocator_pb2 as api
 from resource_allocator_client.v1.resource_allocator_pb2_grpc import ResourceAllocatorServicer
 
 Serve = Callable[[ResourceAllocatorServicer], str]
@@ -84,6 +85,22 @@ def test_another_server_at_the_endpoint_is_told_from_a_refusal(serve: Serve):
         assert f"127.0.0.1:{port}" in refused.value.message
     finally:
         server.stop(None).wait(PATIENCE_S)
+
+
+class Late(ResourceAllocatorServicer):
+    """Answers as the service's transport does where it notices before the caller that the deadline passed."""
+
+    def EnsureAllocation(  # noqa: N802
+        self, request: api.EnsureAllocationRequest, context: grpc.ServicerContext
+    ) -> api.EnsureAllocationResponse:
+        context.abort(grpc.StatusCode.CANCELLED, "Timeout expired")
+        raise AssertionError
+
+
+def test_a_deadline_that_the_service_notices_first_is_one_all_the_same(serve: Serve):
+    with ResourceAllocator(serve(Late())) as client, pytest.raises(errors.DeadlinePassed) as passed:
+        client.ensure("shop")
+    assert (passed.value.reason, passed.value.code) == ("DEADLINE_PASSED", grpc.StatusCode.CANCELLED)
 
 
 def test_an_error_survives_its_way_to_another_process():

@@ -14,6 +14,9 @@ from .v1 import resource_allocator_pb2 as api
 # Where a status with its details travels.
 _DETAILS = "grpc-status-details-bin"
 
+# What the service's transport says, with CANCELLED, where it is the first to notice that a deadline passed.
+_TIMEOUT_EXPIRED = "Timeout expired"
+
 # What an error means that no service of ours described: it is the transport's, a proxy's, or of something else that listens.
 _BY_CODE: dict[grpc.StatusCode, tuple[str, Disposition]] = {
     grpc.StatusCode.UNAVAILABLE: ("UNREACHABLE", Disposition.TECHNICAL),
@@ -108,10 +111,12 @@ def _disposition(named: str, code: grpc.StatusCode) -> Disposition:
 
 
 def _of_transport(code: grpc.StatusCode, message: str, endpoint: str) -> ResourceAllocatorError:
-    reason, disposition = _BY_CODE.get(code, (code.name, Disposition.TECHNICAL))
-    if code is grpc.StatusCode.UNAVAILABLE:
+    late = code is grpc.StatusCode.CANCELLED and message == _TIMEOUT_EXPIRED
+    meant = grpc.StatusCode.DEADLINE_EXCEEDED if late else code
+    reason, disposition = _BY_CODE.get(meant, (meant.name, Disposition.TECHNICAL))
+    if meant is grpc.StatusCode.UNAVAILABLE:
         told = f"cannot reach the service at {endpoint}: {message}"
-    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    elif meant is grpc.StatusCode.DEADLINE_EXCEEDED:
         told = f"the service at {endpoint} did not answer within the call's deadline; repeating the call is safe"
     else:
         told = f"no answer of the service came from {endpoint}: {message or code.name}"
