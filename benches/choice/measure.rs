@@ -29,6 +29,9 @@ pub const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
 /// How many decisions one round takes.
 const DECISIONS: usize = 2_000;
 
+/// How many decisions for each server go before the first round, so that a fleet of any size is by then what such requests make of it.
+const WARM_UP: usize = 3;
+
 /// The time of one kind of decision.
 #[derive(Debug, Clone)]
 pub struct Row {
@@ -43,6 +46,7 @@ const TASKS: [(i64, i64); 6] =
     [(2000, 8192), (4000, 8192), (8000, 32_768), (8000, 65_536), (12_000, 16_384), (16_000, 65_536)];
 
 /// What is measured of a fleet.
+#[derive(Clone)]
 struct Bench {
     fleet: Fleet,
     draw: StdRng,
@@ -199,31 +203,36 @@ impl Bench {
         }
     }
 
-    /// The time of one decision, in microseconds; what is placed is given back, so that the fleet stays as full as it is.
-    fn measure(&mut self, mut next: impl FnMut(&mut Self) -> EnsureRequest) -> f64 {
-        // What the first look works out is not what a service in its stride pays.
-        let first = next(self);
-        let _ = self.decide(&first);
+    /// The time of one decision, in microseconds.
+    fn measure(&self, mut next: impl FnMut(&mut Self) -> EnsureRequest) -> f64 {
+        let mut bench = self.clone();
+        bench.decide_often(WARM_UP * bench.fleet.len(), &mut next);
         let mut rounds: Vec<f64> = (0..ROUNDS)
             .map(|_| {
-                let mut spent = Duration::ZERO;
-                for _ in 0..DECISIONS {
-                    let request = next(self);
-                    let start = Instant::now();
-                    let decision = self.decide(&request);
-                    spent += start.elapsed();
-                    if let Some(decision) = decision {
-                        self.commit(&request, decision);
-                        self.release();
-                    } else {
-                        self.touch();
-                    }
-                }
+                let spent = bench.decide_often(DECISIONS, &mut next);
                 spent.as_secs_f64() * 1e6 / f64::from(u32::try_from(DECISIONS).unwrap_or(1))
             })
             .collect();
         rounds.sort_by(f64::total_cmp);
         rounds[ROUNDS / 2]
+    }
+
+    /// The time of so many decisions; what is placed is given back, so that the fleet stays as full as it is.
+    fn decide_often(&mut self, count: usize, next: &mut impl FnMut(&mut Self) -> EnsureRequest) -> Duration {
+        let mut spent = Duration::ZERO;
+        for _ in 0..count {
+            let request = next(self);
+            let start = Instant::now();
+            let decision = self.decide(&request);
+            spent += start.elapsed();
+            if let Some(decision) = decision {
+                self.commit(&request, decision);
+                self.release();
+            } else {
+                self.touch();
+            }
+        }
+        spent
     }
 
     /// A usage report, so that no two refusals are of the same fleet.

@@ -51,13 +51,19 @@ impl Replica {
         let lines = child.stderr.take().ok_or("the replica says nothing")?;
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            for line in BufReader::new(lines).lines().map_while(std::result::Result::ok) {
-                if let Some(at) = line.find("listening on ") {
+            let (mut lines, mut line) = (BufReader::new(lines), String::new());
+            let mut listens = false;
+            // Thousands a second are of calls that went well, and who reads them has the same processors: the level is near the start.
+            while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
+                let start = line.get(..64).unwrap_or(&line);
+                if start.contains("\"ERROR\"") || start.contains("\"WARN\"") {
+                    eprint!("{line}");
+                } else if !listens && let Some(at) = line.find("listening on ") {
                     let address = line[at + "listening on ".len()..].split(['"', ' ']).next();
                     let _ = tell.send(address.unwrap_or_default().to_owned());
-                } else if line.contains("\"ERROR\"") || line.contains("\"WARN\"") {
-                    eprintln!("{line}");
+                    listens = true;
                 }
+                line.clear();
             }
         });
         if let Ok(address) = told.recv_timeout(START_LIMIT) {

@@ -1,15 +1,30 @@
 //! A binary trie whose nodes say what is below them, so that a search leaves whole branches aside.
 //!
 //! Keys are bits of fixed places: what is alike is together, whatever the order in which it came, so nothing is ever rebalanced.
-//! A path along which nothing branches is one node, so there are as many nodes as entries, and a change touches one path. The
-//! lowest 32 bits of a key are the entry's slot, which makes keys unique.
+//! A path along which nothing branches is one node, and what is below a node is one bucket while it is little: to look through a few
+//! entries that are side by side in memory takes less than a path to each of them. So there are far fewer nodes than entries, and
+//! a change touches one path. The lowest 32 bits of a key are the entry's slot, which makes keys unique.
 
-/// No node.
-const NONE: u32 = u32::MAX;
+use std::fmt::Debug;
 
-/// What is known of all entries below a node.
-pub trait Summary: Clone {
-    /// Takes up what is known of other entries.
+// Small in tests, whose fleets are.
+/// How many entries a bucket holds at the most.
+const MOST: usize = if cfg!(test) { 4 } else { 24 };
+/// Two buckets become one where they hold no more than this. It is less than a bucket holds, so that an entry which comes and goes
+/// does not have them divided and put together each time.
+const FEW: usize = MOST / 2;
+
+/// What is known of some entries, but for how many they are.
+pub trait Summary: Clone + PartialEq {
+    /// An entry.
+    type Entry: Copy + Debug;
+    /// Where an entry belongs.
+    fn key(entry: &Self::Entry) -> u128;
+    /// The entry's slot.
+    fn slot(entry: &Self::Entry) -> u32;
+    /// What is known of one entry.
+    fn of(entry: &Self::Entry) -> Self;
+    /// Takes up what is known of others.
     fn join(&mut self, other: &Self);
 }
 
@@ -35,29 +50,35 @@ pub enum Verdict {
     GiveUp,
 }
 
-#[derive(Debug, Clone)]
-struct Node<S> {
-    /// An entry's key, or that of any entry below: they agree up to `bit`.
-    key: u128,
-    parent: u32,
-    /// None for an entry.
-    children: Option<[u32; 2]>,
-    /// The first bit in which the children differ.
-    bit: u32,
+#[derive(Debug)]
+struct Node<S: Summary> {
     summary: S,
+    count: usize,
+    below: Below<S>,
+}
+
+#[derive(Debug)]
+enum Below<S: Summary> {
+    /// Never empty.
+    Bucket(Vec<S::Entry>),
+    Branch {
+        /// With this all keys below agree, up to `bit`.
+        alike: u128,
+        /// The first bit in which the children differ.
+        bit: u32,
+        children: Box<[Node<S>; 2]>,
+    },
 }
 
 /// The trie.
-#[derive(Debug, Clone)]
-pub struct Trie<S> {
-    nodes: Vec<Node<S>>,
-    vacant: Vec<u32>,
-    root: u32,
+#[derive(Debug)]
+pub struct Trie<S: Summary> {
+    root: Option<Node<S>>,
 }
 
-impl<S> Default for Trie<S> {
+impl<S: Summary> Default for Trie<S> {
     fn default() -> Self {
-        Self { nodes: Vec::new(), vacant: Vec::new(), root: NONE }
+        Self { root: None }
     }
 }
 
@@ -65,120 +86,172 @@ fn side(key: u128, bit: u32) -> usize {
     usize::from((key >> (127 - bit)) & 1 == 1)
 }
 
+/// Whether two keys are the same before that bit.
+fn agree(one: u128, other: u128, bit: u32) -> bool {
+    (one ^ other).leading_zeros() >= bit
+}
+
 #[expect(clippy::cast_possible_truncation, reason = "the lowest bits of a key are the slot")]
 fn slot(key: u128) -> u32 {
     key as u32
 }
 
+impl<S: Summary> Default for Below<S> {
+    /// What stays for a moment where it is moved elsewhere.
+    fn default() -> Self {
+        Self::Bucket(Vec::new())
+    }
+}
+
+impl<S: Summary> Node<S> {
+    /// A bucket of these, of which there is one at least.
+    fn bucket(entries: Vec<S::Entry>) -> Self {
+        Self { summary: summary_of(&entries), count: entries.len(), below: Below::Bucket(entries) }
+    }
+
+    fn insert(&mut self, key: u128, entry: S::Entry) {
+        match &mut self.below {
+            Below::Bucket(entries) => {
+                entries.push(entry);
+                if entries.len() > MOST {
+                    self.below = divide(std::mem::take(entries));
+                }
+            }
+            Below::Branch { alike, bit, children } if agree(*alike, key, *bit) => {
+                children[side(key, *bit)].insert(key, entry);
+            }
+            Below::Branch { alike, .. } => {
+                let bit = (*alike ^ key).leading_zeros();
+                let below = std::mem::take(&mut self.below);
+                let others = Self { summary: self.summary.clone(), count: self.count, below };
+                let alone = Self::bucket(vec![entry]);
+                let children = if side(key, bit) == 0 { [alone, others] } else { [others, alone] };
+                self.below = Below::Branch { alike: key, bit, children: Box::new(children) };
+            }
+        }
+        self.summary.join(&S::of(&entry));
+        self.count += 1;
+    }
+
+    /// Takes out the entry with that key, which is there and not the only one. Tells whether something else is known now.
+    fn remove(&mut self, key: u128) -> bool {
+        self.count -= 1;
+        match &mut self.below {
+            Below::Bucket(entries) => {
+                entries.retain(|entry| S::slot(entry) != slot(key));
+                let summary = summary_of(entries);
+                self.know(summary)
+            }
+            Below::Branch { bit, children, .. } => {
+                let place = side(key, *bit);
+                if children[place].count == 1 {
+                    self.become_child(1 - place);
+                    return true;
+                }
+                let other = children[place].remove(key) && self.know_children();
+                if self.count <= FEW {
+                    self.become_bucket();
+                }
+                other
+            }
+        }
+    }
+
+    /// Puts an entry in the place of one that is there and has its slot. Tells whether something else is known now.
+    fn replace(&mut self, before: u128, key: u128, entry: S::Entry) -> bool {
+        match &mut self.below {
+            Below::Bucket(entries) => {
+                if let Some(place) = entries.iter_mut().find(|entry| S::slot(entry) == slot(key)) {
+                    *place = entry;
+                }
+                let summary = summary_of(entries);
+                self.know(summary)
+            }
+            Below::Branch { bit, children, .. } if agree(before, key, *bit + 1) => {
+                children[side(key, *bit)].replace(before, key, entry) && self.know_children()
+            }
+            Below::Branch { .. } => {
+                let known = self.summary.clone();
+                self.remove(before);
+                self.insert(key, entry);
+                self.summary != known
+            }
+        }
+    }
+
+    fn know(&mut self, summary: S) -> bool {
+        let other = self.summary != summary;
+        self.summary = summary;
+        other
+    }
+
+    fn know_children(&mut self) -> bool {
+        let Below::Branch { children, .. } = &self.below else { return false };
+        let mut summary = children[0].summary.clone();
+        summary.join(&children[1].summary);
+        self.know(summary)
+    }
+
+    /// Puts a child in the place of its parent.
+    fn become_child(&mut self, place: usize) {
+        if let Below::Branch { children, .. } = std::mem::take(&mut self.below) {
+            let [left, right] = *children;
+            *self = if place == 0 { left } else { right };
+        }
+    }
+
+    /// Puts the buckets below, which are all that there is, together.
+    fn become_bucket(&mut self) {
+        if let Below::Branch { children, .. } = std::mem::take(&mut self.below) {
+            let entries = children.into_iter().flat_map(|child| match child.below {
+                Below::Bucket(entries) => entries,
+                Below::Branch { .. } => Vec::new(),
+            });
+            self.below = Below::Bucket(entries.collect());
+        }
+    }
+}
+
+fn summary_of<S: Summary>(entries: &[S::Entry]) -> S {
+    let mut summary = S::of(&entries[0]);
+    for other in &entries[1..] {
+        summary.join(&S::of(other));
+    }
+    summary
+}
+
+/// Two buckets of what was one, by the first bit in which its keys differ.
+fn divide<S: Summary>(entries: Vec<S::Entry>) -> Below<S> {
+    let alike = S::key(&entries[0]);
+    let differing = entries.iter().fold(0, |differing, entry| differing | (alike ^ S::key(entry)));
+    let bit = differing.leading_zeros();
+    let (left, right) = entries.into_iter().partition(|entry| side(S::key(entry), bit) == 0);
+    Below::Branch { alike, bit, children: Box::new([Node::bucket(left), Node::bucket(right)]) }
+}
+
 impl<S: Summary> Trie<S> {
-    fn node(&self, node: u32) -> &Node<S> {
-        &self.nodes[node as usize]
-    }
-
-    fn node_mut(&mut self, node: u32) -> &mut Node<S> {
-        &mut self.nodes[node as usize]
-    }
-
-    fn add(&mut self, node: Node<S>) -> u32 {
-        if let Some(place) = self.vacant.pop() {
-            *self.node_mut(place) = node;
-            return place;
-        }
-        self.nodes.push(node);
-        // A fleet has nowhere near so many servers.
-        u32::try_from(self.nodes.len() - 1).unwrap_or(NONE)
-    }
-
-    /// Puts `new` in the place of `old` below `parent`.
-    fn replace_child(&mut self, parent: u32, old: u32, new: u32) {
-        self.node_mut(new).parent = parent;
-        if parent == NONE {
-            self.root = new;
-            return;
-        }
-        if let Some(children) = &mut self.node_mut(parent).children {
-            let place = usize::from(children[1] == old);
-            children[place] = new;
+    /// Adds an entry, whose key must be new.
+    pub fn insert(&mut self, entry: S::Entry) {
+        match &mut self.root {
+            Some(root) => root.insert(S::key(&entry), entry),
+            None => self.root = Some(Node::bucket(vec![entry])),
         }
     }
 
-    /// The summary of an entry.
-    pub fn summary(&self, entry: u32) -> &S {
-        &self.node(entry).summary
-    }
-
-    /// The key of an entry.
-    pub fn key(&self, entry: u32) -> u128 {
-        self.node(entry).key
-    }
-
-    /// Adds an entry, whose key must be new; returns what names it.
-    pub fn insert(&mut self, key: u128, summary: S) -> u32 {
-        let entry = self.add(Node { key, parent: NONE, children: None, bit: 127, summary });
-        if self.root == NONE {
-            self.root = entry;
-            return entry;
-        }
-        let mut at = self.root;
-        let bit = loop {
-            let node = self.node(at);
-            let differs = (node.key ^ key).leading_zeros();
-            match node.children {
-                Some(children) if differs >= node.bit => at = children[side(key, node.bit)],
-                _ => break differs,
+    /// Takes out an entry, which must be there.
+    pub fn remove(&mut self, entry: &S::Entry) {
+        match &mut self.root {
+            Some(root) if root.count > 1 => {
+                root.remove(S::key(entry));
             }
-        };
-        let parent = self.node(at).parent;
-        let children = if side(key, bit) == 0 { [entry, at] } else { [at, entry] };
-        let summary = self.node(at).summary.clone();
-        let branch = self.add(Node { key, parent, children: Some(children), bit, summary });
-        self.replace_child(parent, at, branch);
-        self.node_mut(at).parent = branch;
-        self.node_mut(entry).parent = branch;
-        let new = self.node(entry).summary.clone();
-        let mut above = branch;
-        while above != NONE {
-            let node = self.node_mut(above);
-            node.summary.join(&new);
-            above = node.parent;
+            root => *root = None,
         }
-        entry
     }
 
-    /// Takes an entry out.
-    pub fn remove(&mut self, entry: u32) {
-        let branch = self.node(entry).parent;
-        self.vacant.push(entry);
-        if branch == NONE {
-            self.root = NONE;
-            return;
-        }
-        let (above, children) = (self.node(branch).parent, self.node(branch).children);
-        let Some(children) = children else { return };
-        let sibling = if children[0] == entry { children[1] } else { children[0] };
-        self.replace_child(above, branch, sibling);
-        self.vacant.push(branch);
-        self.summarise_from(above);
-    }
-
-    /// Changes the summary of an entry that keeps its key.
-    pub fn set_summary(&mut self, entry: u32, summary: S) {
-        let node = self.node_mut(entry);
-        node.summary = summary;
-        let above = node.parent;
-        self.summarise_from(above);
-    }
-
-    fn summarise_from(&mut self, mut at: u32) {
-        while at != NONE {
-            let node = self.node(at);
-            let parent = node.parent;
-            if let Some([left, right]) = node.children {
-                let mut summary = self.node(left).summary.clone();
-                summary.join(&self.node(right).summary);
-                self.node_mut(at).summary = summary;
-            }
-            at = parent;
+    /// Puts an entry in the place of one with its slot, which must be there.
+    pub fn replace(&mut self, before: &S::Entry, entry: S::Entry) {
+        if let Some(root) = &mut self.root {
+            root.replace(S::key(before), S::key(&entry), entry);
         }
     }
 
@@ -191,52 +264,64 @@ impl<S: Summary> Trie<S> {
         mut verdict: impl FnMut(u32) -> Verdict,
     ) -> Option<Vec<(B, u32)>> {
         let mut found: Vec<(B, u32)> = Vec::new();
-        if self.root == NONE || most == 0 {
-            return Some(found);
-        }
-        let mut open = Vec::with_capacity(128);
-        open.extend(bound(&self.node(self.root).summary).map(|bound| (bound, self.root)));
-        while let Some((lower, at)) = open.pop() {
-            if found.len() == most && found.last().is_some_and(|(worst, _)| *worst <= lower) {
+        let is_out_of_reach = |found: &[(B, u32)], lower: B| {
+            found.len() == most && found.last().is_none_or(|(worst, _)| *worst <= lower)
+        };
+        let mut open = Vec::with_capacity(32);
+        open.extend(self.root.as_ref().and_then(|root| Some((bound(&root.summary)?, root))));
+        let mut near = Vec::with_capacity(MOST);
+        while let Some((lower, node)) = open.pop() {
+            if is_out_of_reach(&found, lower) {
                 continue;
             }
-            let node = self.node(at);
-            let Some([left, right]) = node.children else {
-                match verdict(slot(node.key)) {
+            let entries = match &node.below {
+                Below::Bucket(entries) => entries,
+                Below::Branch { children, .. } => {
+                    let [left, right] =
+                        children.each_ref().map(|child| Some((bound(&child.summary)?, child)));
+                    match (left, right) {
+                        // The more promising one is looked at first.
+                        (Some(left), Some(right)) if left.0 <= right.0 => open.extend([right, left]),
+                        (Some(left), Some(right)) => open.extend([left, right]),
+                        (left, right) => open.extend(left.or(right)),
+                    }
+                    continue;
+                }
+            };
+            near.clear();
+            near.extend(entries.iter().filter_map(|entry| Some((bound(&S::of(entry))?, S::slot(entry)))));
+            near.sort_unstable();
+            for (exactly, slot) in &near {
+                if is_out_of_reach(&found, *exactly) {
+                    break;
+                }
+                match verdict(*slot) {
                     Verdict::Take => {
-                        let place = found.partition_point(|(other, _)| *other < lower);
-                        found.insert(place, (lower, slot(node.key)));
+                        let place = found.partition_point(|(other, _)| other < exactly);
+                        found.insert(place, (*exactly, *slot));
                         found.truncate(most);
                     }
                     Verdict::Leave => {}
                     Verdict::GiveUp => return None,
                 }
-                continue;
-            };
-            let left = bound(&self.node(left).summary).map(|bound| (bound, left));
-            let right = bound(&self.node(right).summary).map(|bound| (bound, right));
-            match (left, right) {
-                // The more promising one is looked at first.
-                (Some(left), Some(right)) if left.0 <= right.0 => open.extend([right, left]),
-                (Some(left), Some(right)) => open.extend([left, right]),
-                (left, right) => open.extend(left.or(right)),
             }
         }
         Some(found)
     }
 
-    /// Hands the summaries of all entries that `cover` holds of to `take`, as few as there need be.
-    pub fn gather(&self, cover: impl Fn(&S) -> Cover, mut take: impl FnMut(&S)) {
-        let mut open = Vec::with_capacity(128);
-        if self.root != NONE {
-            open.push(self.root);
-        }
-        while let Some(at) = open.pop() {
-            let node = self.node(at);
-            match (cover(&node.summary), node.children) {
-                (Cover::All, _) => take(&node.summary),
-                (Cover::Part, Some(children)) => open.extend(children),
-                (Cover::Part | Cover::Nothing, _) => {}
+    /// Hands what is known of all entries that `cover` holds of to `take`, and how many they are, in as few pieces as there need be.
+    pub fn gather(&self, cover: impl Fn(&S) -> Cover, mut take: impl FnMut(&S, usize)) {
+        let mut open = Vec::with_capacity(32);
+        open.extend(&self.root);
+        while let Some(node) = open.pop() {
+            match (cover(&node.summary), &node.below) {
+                (Cover::All, _) => take(&node.summary, node.count),
+                (Cover::Nothing, _) => {}
+                (Cover::Part, Below::Branch { children, .. }) => open.extend(&**children),
+                (Cover::Part, Below::Bucket(entries)) => {
+                    let alone = entries.iter().map(S::of);
+                    alone.filter(|alone| cover(alone) == Cover::All).for_each(|alone| take(&alone, 1));
+                }
             }
         }
     }

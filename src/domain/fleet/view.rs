@@ -12,9 +12,6 @@ use crate::domain::{
     resources::Resource,
 };
 
-/// No entry of a trie.
-const NONE: u32 = u32::MAX;
-
 /// What admission says of a managed server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -56,7 +53,7 @@ impl Standing {
 }
 
 /// What is known of open servers by what is free on them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Room {
     /// The least that is free on any of them.
     pub free_min: Resources,
@@ -68,30 +65,9 @@ pub struct Room {
     pub budget_max: Resources,
     /// The least rank.
     pub rank: i64,
-    /// How many they are.
-    pub count: u32,
 }
 
 impl Room {
-    fn of(state: &ServerState, rank: i64) -> Self {
-        let free = state.free();
-        Self {
-            free_min: free,
-            free_max: free,
-            whole_max: score::whole(state),
-            budget_max: state.budget(),
-            rank,
-            count: 1,
-        }
-    }
-
-    /// Like ones together: first by coarse size, for shares are of that, then by what is free.
-    fn key(&self, slot: u32) -> u128 {
-        let coarse = |amount: i64| u128::from(grade(amount) >> 8);
-        let size = (coarse(self.whole_max.cpu_millis) << 8) | coarse(self.whole_max.ram_mb);
-        (size << 112) | (interleave(self.free_min) << 64) | u128::from(slot)
-    }
-
     /// Whether what is asked is free.
     #[must_use]
     pub fn covers(&self, asked: Resources) -> Cover {
@@ -100,18 +76,40 @@ impl Room {
 }
 
 impl Summary for Room {
+    type Entry = Member;
+
+    /// Like ones together: first by coarse size, for shares are of that, then by what is free.
+    fn key(member: &Member) -> u128 {
+        let coarse = |amount: i64| u128::from(grade(amount) >> 8);
+        let size = (coarse(member.whole.cpu_millis) << 8) | coarse(member.whole.ram_mb);
+        (size << 112) | (interleave(member.free) << 64) | u128::from(member.slot)
+    }
+
+    fn slot(member: &Member) -> u32 {
+        member.slot
+    }
+
+    fn of(member: &Member) -> Self {
+        Self {
+            free_min: member.free,
+            free_max: member.free,
+            whole_max: member.whole,
+            budget_max: member.budget,
+            rank: member.rank,
+        }
+    }
+
     fn join(&mut self, other: &Self) {
         self.free_min = self.free_min.zip(other.free_min, i64::min);
         self.free_max = self.free_max.max(other.free_max);
         self.whole_max = self.whole_max.max(other.whole_max);
         self.budget_max = self.budget_max.max(other.budget_max);
         self.rank = self.rank.min(other.rank);
-        self.count += other.count;
     }
 }
 
 /// What is known of managed servers by what they could hold when empty.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Size {
     /// The least that any of them could hold.
     pub budget_min: Resources,
@@ -125,18 +123,6 @@ pub struct Size {
 }
 
 impl Size {
-    fn of(state: &ServerState, standing: Standing, rank: i64) -> Self {
-        let budget = state.budget();
-        let mut counts = [0; Standing::ALL.len()];
-        counts[standing.place()] = 1;
-        let stale_rank = (standing == Standing::Stale).then_some(rank);
-        Self { budget_min: budget, budget_max: budget, rank, stale_rank, counts }
-    }
-
-    fn key(&self, slot: u32) -> u128 {
-        (interleave(self.budget_min) << 64) | u128::from(slot)
-    }
-
     /// Whether they could hold what is asked.
     #[must_use]
     pub fn covers(&self, asked: Resources) -> Cover {
@@ -145,6 +131,26 @@ impl Size {
 }
 
 impl Summary for Size {
+    type Entry = Member;
+
+    fn key(member: &Member) -> u128 {
+        (interleave(member.budget) << 64) | u128::from(member.slot)
+    }
+
+    fn slot(member: &Member) -> u32 {
+        member.slot
+    }
+
+    fn of(member: &Member) -> Self {
+        let Member { budget, rank, standing, .. } = *member;
+        let mut counts = [0; Standing::ALL.len()];
+        if let Some(standing) = standing {
+            counts[standing.place()] = 1;
+        }
+        let stale_rank = (standing == Some(Standing::Stale)).then_some(rank);
+        Self { budget_min: budget, budget_max: budget, rank, stale_rank, counts }
+    }
+
     fn join(&mut self, other: &Self) {
         self.budget_min = self.budget_min.zip(other.budget_min, i64::min);
         self.budget_max = self.budget_max.max(other.budget_max);
@@ -226,11 +232,34 @@ impl Scope {
     }
 }
 
+/// A server as a view has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Member {
-    managed: bool,
-    size: u32,
-    room: u32,
+pub struct Member {
+    slot: u32,
+    /// None for one that is not managed.
+    standing: Option<Standing>,
+    budget: Resources,
+    whole: Resources,
+    free: Resources,
+    rank: i64,
+}
+
+impl Member {
+    fn of(slot: u32, Entry { state, rank, stale }: &Entry<'_>) -> Self {
+        let standing = match state.server.status {
+            ServerStatus::Ready if *stale => Standing::Stale,
+            ServerStatus::Ready => Standing::Open,
+            status => Standing::Closed(status),
+        };
+        Self {
+            slot,
+            standing: state.server.managed.then_some(standing),
+            budget: state.budget(),
+            whole: score::whole(state),
+            free: state.free(),
+            rank: *rank,
+        }
+    }
 }
 
 /// A server as a view is to have it.
@@ -249,7 +278,7 @@ pub struct View {
     scope: Scope,
     members: Vec<Option<Member>>,
     member_count: usize,
-    unmanaged: usize,
+    managed_count: usize,
     /// The open servers.
     pub rooms: Trie<Room>,
     /// The managed servers.
@@ -264,7 +293,7 @@ impl View {
             scope,
             members: Vec::new(),
             member_count: 0,
-            unmanaged: 0,
+            managed_count: 0,
             rooms: Trie::default(),
             sizes: Trie::default(),
         }
@@ -279,7 +308,7 @@ impl View {
     /// How many of them are not ours to place on.
     #[must_use]
     pub fn unmanaged(&self) -> usize {
-        self.unmanaged
+        self.member_count - self.managed_count
     }
 
     /// How many of the managed ones could hold what is asked, by their standing.
@@ -288,7 +317,7 @@ impl View {
         let mut counts = Standing::ALL.map(|standing| (standing, 0));
         self.sizes.gather(
             |size| size.covers(asked),
-            |size| {
+            |size, _| {
                 for ((_, count), more) in counts.iter_mut().zip(size.counts) {
                     *count += more as usize;
                 }
@@ -301,82 +330,47 @@ impl View {
     #[must_use]
     pub fn count_with_room(&self, asked: Resources) -> usize {
         let mut count = 0;
-        self.rooms.gather(|room| room.covers(asked), |room| count += room.count as usize);
+        self.rooms.gather(|room| room.covers(asked), |_, more| count += more);
         count
     }
 
     /// Takes up a server as it is now; none for one that is gone.
     pub fn refresh(&mut self, slot: u32, entry: Option<Entry<'_>>) {
-        let entry = entry.filter(|entry| self.scope.contains(entry.state));
+        let after =
+            entry.filter(|entry| self.scope.contains(entry.state)).map(|entry| Member::of(slot, &entry));
         let index = slot as usize;
         if self.members.len() <= index {
             self.members.resize(index + 1, None);
         }
-        let before = self.members[index];
-        self.members[index] = entry.map(|entry| self.place(slot, &entry, before));
-        let after = self.members[index];
-        if let Some(before) = before {
-            self.member_count -= 1;
-            self.unmanaged -= usize::from(!before.managed);
-            if before.size != NONE && after.is_none_or(|after| after.size == NONE) {
-                self.sizes.remove(before.size);
-            }
-            if before.room != NONE && after.is_none_or(|after| after.room == NONE) {
-                self.rooms.remove(before.room);
-            }
+        let before = std::mem::replace(&mut self.members[index], after);
+        if before == after {
+            return;
         }
-        if let Some(after) = after {
-            self.member_count += 1;
-            self.unmanaged += usize::from(!after.managed);
+        let count = |member: Option<Member>| usize::from(member.is_some());
+        let managed = |member: Option<Member>| member.filter(|member| member.standing.is_some());
+        let open = |member: Option<Member>| member.filter(|member| member.standing == Some(Standing::Open));
+        self.member_count = self.member_count + count(after) - count(before);
+        self.managed_count = self.managed_count + count(managed(after)) - count(managed(before));
+        // What is reserved changes often, and what a server could hold does not.
+        let size =
+            |member: Option<Member>| managed(member).map(|member| Member { free: Resources::ZERO, ..member });
+        if size(before) != size(after) {
+            move_entry(&mut self.sizes, managed(before), managed(after));
         }
-    }
-
-    fn place(&mut self, slot: u32, entry: &Entry<'_>, before: Option<Member>) -> Member {
-        let Entry { state, rank, stale } = entry;
-        if !state.server.managed {
-            return Member { managed: false, size: NONE, room: NONE };
+        if open(before) != open(after) {
+            move_entry(&mut self.rooms, open(before), open(after));
         }
-        let standing = match state.server.status {
-            ServerStatus::Ready if *stale => Standing::Stale,
-            ServerStatus::Ready => Standing::Open,
-            status => Standing::Closed(status),
-        };
-        let (size, room) = before.map_or((NONE, NONE), |before| (before.size, before.room));
-        let summary = Size::of(state, standing, *rank);
-        let size = put(&mut self.sizes, size, summary.key(slot), summary, |a, b| {
-            a.counts == b.counts && a.budget_min == b.budget_min
-        });
-        let room = if standing == Standing::Open {
-            let summary = Room::of(state, *rank);
-            put(&mut self.rooms, room, summary.key(slot), summary, |a, b| {
-                (a.free_min, a.whole_max, a.budget_max) == (b.free_min, b.whole_max, b.budget_max)
-            })
-        } else {
-            NONE
-        };
-        Member { managed: true, size, room }
     }
 }
 
-/// Puts an entry where it now belongs; returns what names it.
-fn put<S: Summary>(
-    trie: &mut Trie<S>,
-    entry: u32,
-    key: u128,
-    summary: S,
-    same: impl Fn(&S, &S) -> bool,
-) -> u32 {
-    if entry == NONE {
-        return trie.insert(key, summary);
+/// Puts a server where it now belongs.
+fn move_entry<S: Summary<Entry = Member>>(trie: &mut Trie<S>, before: Option<Member>, after: Option<Member>) {
+    match (before, after) {
+        (None, None) => {}
+        (None, Some(after)) => trie.insert(after),
+        (Some(before), None) => trie.remove(&before),
+        (Some(before), Some(after)) => trie.replace(&before, after),
     }
-    if trie.key(entry) != key {
-        trie.remove(entry);
-        return trie.insert(key, summary);
-    }
-    if !same(trie.summary(entry), &summary) {
-        trie.set_summary(entry, summary);
-    }
-    entry
 }
 
 #[cfg(test)]

@@ -12,20 +12,47 @@ use crate::domain::testing::cases;
 struct Numbers {
     least: i64,
     most: i64,
-    count: usize,
 }
 
 impl Numbers {
-    fn of(number: i64) -> Self {
-        Self { least: number, most: number, count: 1 }
+    fn of_all<'a>(numbers: impl IntoIterator<Item = &'a i64>) -> Option<Self> {
+        let mut numbers = numbers.into_iter();
+        let first = *numbers.next()?;
+        let of_one = Self { least: first, most: first };
+        Some(
+            numbers.fold(of_one, |all, number| Self {
+                least: all.least.min(*number),
+                most: all.most.max(*number),
+            }),
+        )
     }
 }
 
+/// A number and where it belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Number {
+    key: u128,
+    number: i64,
+}
+
 impl Summary for Numbers {
+    type Entry = Number;
+
+    fn key(entry: &Number) -> u128 {
+        entry.key
+    }
+
+    fn slot(entry: &Number) -> u32 {
+        slot(entry.key)
+    }
+
+    fn of(entry: &Number) -> Self {
+        Self { least: entry.number, most: entry.number }
+    }
+
     fn join(&mut self, other: &Self) {
         self.least = self.least.min(other.least);
         self.most = self.most.max(other.most);
-        self.count += other.count;
     }
 }
 
@@ -38,7 +65,7 @@ fn key(high: u64, slot: u32) -> u128 {
 fn trie_of(numbers: &[i64]) -> Trie<Numbers> {
     let mut trie = Trie::default();
     for (slot, number) in (0..).zip(numbers) {
-        trie.insert(key(number.unsigned_abs(), slot), Numbers::of(*number));
+        trie.insert(Number { key: key(number.unsigned_abs(), slot), number: *number });
     }
     trie
 }
@@ -47,45 +74,40 @@ fn bits(key: u128, from: u32, to: u32) -> Vec<usize> {
     (from..to).map(|bit| side(key, bit)).collect()
 }
 
-/// Checks what is below a node, and hands its entries over, from left to right.
-fn check(trie: &Trie<Numbers>, at: u32, entries: &mut Vec<(u128, Numbers)>) {
-    let node = trie.node(at);
-    let Some(children) = node.children else {
-        entries.push((node.key, node.summary.clone()));
-        return;
-    };
-    let first = entries.len();
-    let mut summary: Option<Numbers> = None;
-    for (place, child) in children.into_iter().enumerate() {
-        assert_eq!(trie.node(child).parent, at, "a child knows its parent");
-        let mine = entries.len();
-        check(trie, child, entries);
-        for (key, _) in &entries[mine..] {
-            assert_eq!(side(*key, node.bit), place, "the children differ in the bit");
+/// Checks what is below a node, and hands its entries over.
+fn check(node: &Node<Numbers>, entries: &mut BTreeMap<u128, i64>) {
+    let mut mine = BTreeMap::new();
+    match &node.below {
+        Below::Bucket(bucket) => {
+            assert!(bucket.len() <= MOST, "a bucket holds no more than it may");
+            mine.extend(bucket.iter().map(|entry| (entry.key, entry.number)));
+            assert_eq!(mine.len(), bucket.len());
         }
-        match &mut summary {
-            Some(summary) => summary.join(&trie.node(child).summary),
-            None => summary = Some(trie.node(child).summary.clone()),
+        Below::Branch { alike, bit, children } => {
+            for (place, child) in children.iter().enumerate() {
+                let mut below = BTreeMap::new();
+                check(child, &mut below);
+                for key in below.keys() {
+                    assert_eq!(side(*key, *bit), place, "the children differ in the bit");
+                    assert_eq!(bits(*key, 0, *bit), bits(*alike, 0, *bit), "all agree up to the bit");
+                }
+                mine.extend(below);
+            }
+            assert!(mine.len() > FEW, "so few are one bucket");
         }
     }
-    assert_eq!(Some(&node.summary), summary.as_ref(), "a node says what is below it");
-    for (key, _) in &entries[first..] {
-        assert_eq!(bits(*key, 0, node.bit), bits(node.key, 0, node.bit), "all agree up to the bit");
-    }
+    assert_eq!(node.count, mine.len(), "a node knows how many are below it");
+    assert_eq!(Some(&node.summary), Numbers::of_all(mine.values()).as_ref(), "a node says what is below it");
+    entries.extend(mine);
 }
 
 fn assert_holds(trie: &Trie<Numbers>, expected: &BTreeMap<u128, i64>) {
-    let mut entries = Vec::new();
-    if trie.root == NONE {
-        assert!(expected.is_empty());
-    } else {
-        assert_eq!(trie.node(trie.root).parent, NONE);
-        check(trie, trie.root, &mut entries);
+    let mut entries = BTreeMap::new();
+    if let Some(root) = &trie.root {
+        check(root, &mut entries);
+        assert!(!entries.is_empty(), "nothing is below no node");
     }
-    let expected: Vec<_> = expected.iter().map(|(key, number)| (*key, Numbers::of(*number))).collect();
-    assert_eq!(entries, expected);
-    let branches = entries.len().saturating_sub(1);
-    assert_eq!(trie.nodes.len() - trie.vacant.len(), entries.len() + branches, "and no node beside them");
+    assert_eq!(&entries, expected);
 }
 
 #[test]
@@ -102,7 +124,7 @@ fn a_search_in_nothing_or_for_nothing_looks_at_nothing() {
     assert_eq!(Trie::<Numbers>::default().least(1, |_| Some(0), never), Some(vec![]));
     assert_eq!(trie_of(&[1, 2]).least(0, |_| Some(0), never), Some(vec![]));
     assert_eq!(trie_of(&[1, 2]).least(2, |_| None::<i64>, never), Some(vec![]));
-    Trie::<Numbers>::default().gather(|_| Cover::All, |_| panic!("there is nothing"));
+    Trie::<Numbers>::default().gather(|_| Cover::All, |_, _| panic!("there is nothing"));
 }
 
 #[test]
@@ -143,30 +165,44 @@ fn what_is_gathered_is_handed_over_in_as_few_summaries_as_there_need_be() {
             _ => Cover::Nothing,
         };
         let mut counts = Vec::new();
-        trie.gather(cover, |numbers| counts.push(numbers.count));
+        trie.gather(cover, |_, count| counts.push(count));
         counts.sort_unstable();
         counts
     };
     assert_eq!(gathered(0), [64]);
     assert!(gathered(64).is_empty());
     assert_eq!(gathered(32), [32]);
-    assert_eq!(gathered(33), [1, 2, 4, 8, 16]);
+    // Of a bucket in part, each by itself.
+    assert_eq!(gathered(33), [1, 1, 1, 4, 8, 16]);
+}
+
+#[test]
+fn a_bucket_is_divided_once_it_holds_too_many_and_put_together_once_few_are_left() {
+    let is_bucket = |trie: &Trie<Numbers>| matches!(trie.root.as_ref().unwrap().below, Below::Bucket(_));
+    assert!(is_bucket(&trie_of(&[0, 1, 2, 3])));
+    let mut trie = trie_of(&[0, 1, 2, 3, 4]);
+    assert!(!is_bucket(&trie), "the last one is by itself");
+    for (number, together) in [(3, false), (2, false), (1, true)] {
+        trie.remove(&Number { key: key(number, u32::try_from(number).unwrap()), number: 0 });
+        assert_eq!(is_bucket(&trie), together, "without {number}");
+    }
 }
 
 #[derive(Debug, Clone)]
 enum Change {
     Insert(u64, i64),
     Remove(prop::sample::Index),
-    Set(prop::sample::Index, i64),
+    Replace(prop::sample::Index, u64, i64),
 }
 
 fn arbitrary_change() -> impl Strategy<Value = Change> {
     // Some alike, some not.
-    let high = prop_oneof![0..8u64, any::<u64>()];
+    let high = || prop_oneof![0..8u64, any::<u64>()];
     prop_oneof![
-        4 => (high, 0..100i64).prop_map(|(high, number)| Change::Insert(high, number)),
+        4 => (high(), 0..100i64).prop_map(|(high, number)| Change::Insert(high, number)),
         2 => any::<prop::sample::Index>().prop_map(Change::Remove),
-        1 => (any::<prop::sample::Index>(), 0..100i64).prop_map(|(which, number)| Change::Set(which, number)),
+        2 => (any::<prop::sample::Index>(), high(), 0..100i64)
+            .prop_map(|(which, high, number)| Change::Replace(which, high, number)),
     ]
 }
 
@@ -178,28 +214,26 @@ proptest! {
         changes in collection::vec(arbitrary_change(), 0..60), most in 1..5usize,
     ) {
         let mut trie = Trie::default();
-        let (mut expected, mut entries) = (BTreeMap::new(), Vec::new());
-        for (slot, change) in (0..).zip(changes) {
+        let mut entries: Vec<Number> = Vec::new();
+        let mut expected = BTreeMap::new();
+        for (next, change) in (0..).zip(changes) {
             match change {
                 Change::Insert(high, number) => {
-                    let key = key(high, slot);
-                    let entry = trie.insert(key, Numbers::of(number));
-                    prop_assert_eq!((trie.key(entry), trie.summary(entry)), (key, &Numbers::of(number)));
-                    entries.push((entry, key));
-                    expected.insert(key, number);
+                    let entry = Number { key: key(high, next), number };
+                    trie.insert(entry);
+                    entries.push(entry);
                 }
                 Change::Remove(which) if !entries.is_empty() => {
-                    let (entry, key) = entries.swap_remove(which.index(entries.len()));
-                    trie.remove(entry);
-                    expected.remove(&key);
+                    trie.remove(&entries.swap_remove(which.index(entries.len())));
                 }
-                Change::Set(which, number) if !entries.is_empty() => {
-                    let (entry, key) = entries[which.index(entries.len())];
-                    trie.set_summary(entry, Numbers::of(number));
-                    expected.insert(key, number);
+                Change::Replace(which, high, number) if !entries.is_empty() => {
+                    let entry = which.get_mut(&mut entries);
+                    let before = std::mem::replace(entry, Number { key: key(high, slot(entry.key)), number });
+                    trie.replace(&before, *entry);
                 }
-                Change::Remove(_) | Change::Set(..) => {}
+                Change::Remove(_) | Change::Replace(..) => {}
             }
+            expected = entries.iter().map(|entry| (entry.key, entry.number)).collect();
             assert_holds(&trie, &expected);
         }
         let mut even: Vec<_> = expected.iter().map(|(key, number)| (*number, slot(*key))).collect();

@@ -3,7 +3,7 @@
 use super::*;
 use crate::domain::{
     Reason,
-    testing::{a_fleet, a_server, an_ensure, ram, refused},
+    testing::{a_fleet, a_server, an_ensure, chosen, handle, ram, refused},
 };
 
 /// Amounts of every size, some of them near to one another.
@@ -65,16 +65,15 @@ fn the_bits_of_three_grades_take_turns() {
 #[test]
 fn servers_are_arranged_by_size_then_by_what_is_free_and_never_share_a_key() {
     let state = a_server("web-1").reserved(ram(384)).state();
-    let room = Room::of(&state, 0);
-    let key = room.key(7);
+    let member = Member::of(7, &Entry { state: &state, rank: 0, stale: false });
+    let key = Room::key(&member);
     assert_eq!(key >> 120, u128::from(grade(8000) >> 8));
     assert_eq!((key >> 112) & 0xff, u128::from(grade(16_384) >> 8));
     assert_eq!((key >> 64) & ((1 << 48) - 1), interleave(state.free()));
     assert_eq!(key & u128::from(u64::MAX), 7);
     assert_ne!(interleave(state.free()), interleave(state.budget()));
     // By what it could hold when empty.
-    let size = Size::of(&state, Standing::Open, 0);
-    assert_eq!(size.key(7), (interleave(state.budget()) << 64) | 7);
+    assert_eq!(Size::key(&member), (interleave(state.budget()) << 64) | 7);
 }
 
 #[test]
@@ -89,20 +88,12 @@ fn a_change_too_small_for_another_place_is_taken_up() {
 }
 
 #[test]
-fn an_entry_moves_where_its_key_changes_and_stays_where_it_does_not() {
-    let mut trie = Trie::default();
-    let mut put_with = |entry, reserved_mb, is_same| {
-        let summary = Room::of(&a_server("web-1").ram(4096).reserved(ram(reserved_mb)).state(), 0);
-        let entry = put(&mut trie, entry, summary.key(7), summary.clone(), |_, _| is_same);
-        assert_eq!(trie.key(entry), summary.key(7));
-        (entry, trie.summary(entry).free_min.ram_mb)
-    };
-    let (entry, _) = put_with(NONE, 0, false);
-    assert_eq!(put_with(entry, 0, true), (entry, 4096));
-    let (moved, free_mb) = put_with(entry, 2048, true);
-    assert_eq!(free_mb, 2048);
-    // Of one grade with the one before.
-    assert_eq!(grade(2048), grade(2049));
-    assert_eq!(put_with(moved, 2047, true), (moved, 2048), "what is the same is not written");
-    assert_eq!(put_with(moved, 2047, false), (moved, 2049));
+fn a_server_that_takes_the_place_of_another_is_known_by_its_own_handle() {
+    let mut fleet = a_fleet([&a_server("a"), &a_server("b")]);
+    let request = an_ensure("shop");
+    assert_eq!(chosen(&fleet, &request), "a");
+    // Both changes come between two looks.
+    fleet.remove(&handle("a"));
+    fleet.upsert(a_server("c").server);
+    assert_eq!(chosen(&fleet, &request), "b");
 }
