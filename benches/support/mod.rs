@@ -18,6 +18,8 @@ pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// How long a replica may take to say that it listens.
 const START_LIMIT: Duration = Duration::from_mins(2);
+/// How far into a line of the log its level is, which follows the time.
+const UP_TO_LEVEL: usize = 80;
 
 /// Starts a Postgres, with these settings beside its own, in a folder that goes with what is returned.
 pub fn start_postgres(settings: &[(&str, &str)]) -> Result<(Cluster, TempDir)> {
@@ -53,9 +55,9 @@ impl Replica {
         std::thread::spawn(move || {
             let (mut lines, mut line) = (BufReader::new(lines), String::new());
             let mut listens = false;
-            // Thousands a second are of calls that went well, and who reads them has the same processors: the level is near the start.
+            // Thousands a second are of calls that went well, and who reads them has the same processors.
             while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
-                let start = line.get(..64).unwrap_or(&line);
+                let start = line.get(..UP_TO_LEVEL).unwrap_or(&line);
                 if start.contains("\"ERROR\"") || start.contains("\"WARN\"") {
                     eprint!("{line}");
                 } else if !listens && let Some(at) = line.find("listening on ") {

@@ -89,7 +89,9 @@ impl Index {
             (None, None) => Some(0),
             (Some(before), None) => before.checked_add(STEP),
             (None, Some(after)) => after.checked_sub(STEP),
-            (Some(before), Some(after)) => Some(i64::midpoint(before, after)).filter(|rank| *rank != before),
+            (Some(before), Some(after)) => {
+                Some(i64::midpoint(before, after)).filter(|rank| before < *rank && *rank < after)
+            }
         };
         let index = slot as usize;
         if self.ranks.len() <= index {
@@ -153,7 +155,8 @@ impl Index {
                 self.by_report.insert((report, slot));
             }
         }
-        let most = 2 * self.slots.len() + 1024;
+        // Of every slot that there ever was: each may be noted, also where few servers are left.
+        let most = 2 * self.ranks.len() + 1024;
         for kept in &mut self.views.get_mut().unwrap_or_else(PoisonError::into_inner).kept {
             if kept.changed.len() >= most {
                 kept.changed.sort_unstable();

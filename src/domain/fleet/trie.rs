@@ -2,8 +2,9 @@
 //!
 //! Keys are bits of fixed places: what is alike is together, whatever the order in which it came, so nothing is ever rebalanced.
 //! A path along which nothing branches is one node, and what is below a node is one bucket while it is little: to look through a few
-//! entries that are side by side in memory takes less than a path to each of them. So there are far fewer nodes than entries, and
-//! a change touches one path. The lowest 32 bits of a key are the entry's slot, which makes keys unique.
+//! entries that are side by side in memory takes less than a path to each of them. So there are far fewer nodes than entries. An entry
+//! that comes or goes touches one path, and one that moves touches two from where they part. The lowest 32 bits of a key are the
+//! entry's slot, which makes keys unique.
 
 use std::fmt::Debug;
 
@@ -12,15 +13,15 @@ use std::fmt::Debug;
 const MOST: usize = if cfg!(test) { 4 } else { 24 };
 /// Two buckets become one where they hold no more than this. It is less than a bucket holds, so that an entry which comes and goes
 /// does not have them divided and put together each time.
-const FEW: usize = MOST / 2;
+const TOGETHER: usize = MOST / 2;
 
-/// What is known of some entries, but for how many they are.
+/// What is known of some entries. Nodes count them besides.
 pub trait Summary: Clone + PartialEq {
     /// An entry.
     type Entry: Copy + Debug;
-    /// Where an entry belongs.
-    fn key(entry: &Self::Entry) -> u128;
-    /// The entry's slot.
+    /// Where an entry belongs: the upper half of its key.
+    fn place(entry: &Self::Entry) -> u64;
+    /// The entry's slot: the lower half.
     fn slot(entry: &Self::Entry) -> u32;
     /// What is known of one entry.
     fn of(entry: &Self::Entry) -> Self;
@@ -59,11 +60,11 @@ struct Node<S: Summary> {
 
 #[derive(Debug)]
 enum Below<S: Summary> {
-    /// Never empty.
+    /// Never empty, but while it is moved elsewhere.
     Bucket(Vec<S::Entry>),
     Branch {
         /// With this all keys below agree, up to `bit`.
-        alike: u128,
+        prefix: u128,
         /// The first bit in which the children differ.
         bit: u32,
         children: Box<[Node<S>; 2]>,
@@ -91,13 +92,12 @@ fn agree(one: u128, other: u128, bit: u32) -> bool {
     (one ^ other).leading_zeros() >= bit
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the lowest bits of a key are the slot")]
-fn slot(key: u128) -> u32 {
-    key as u32
+fn key<S: Summary>(entry: &S::Entry) -> u128 {
+    (u128::from(S::place(entry)) << 64) | u128::from(S::slot(entry))
 }
 
 impl<S: Summary> Default for Below<S> {
-    /// What stays for a moment where it is moved elsewhere.
+    /// What stays for a moment where the rest is moved elsewhere.
     fn default() -> Self {
         Self::Bucket(Vec::new())
     }
@@ -117,30 +117,31 @@ impl<S: Summary> Node<S> {
                     self.below = divide(std::mem::take(entries));
                 }
             }
-            Below::Branch { alike, bit, children } if agree(*alike, key, *bit) => {
+            Below::Branch { prefix, bit, children } if agree(*prefix, key, *bit) => {
                 children[side(key, *bit)].insert(key, entry);
             }
-            Below::Branch { alike, .. } => {
-                let bit = (*alike ^ key).leading_zeros();
+            Below::Branch { prefix, .. } => {
+                let bit = (*prefix ^ key).leading_zeros();
                 let below = std::mem::take(&mut self.below);
                 let others = Self { summary: self.summary.clone(), count: self.count, below };
                 let alone = Self::bucket(vec![entry]);
                 let children = if side(key, bit) == 0 { [alone, others] } else { [others, alone] };
-                self.below = Below::Branch { alike: key, bit, children: Box::new(children) };
+                self.below = Below::Branch { prefix: key, bit, children: Box::new(children) };
             }
         }
         self.summary.join(&S::of(&entry));
         self.count += 1;
     }
 
-    /// Takes out the entry with that key, which is there and not the only one. Tells whether something else is known now.
-    fn remove(&mut self, key: u128) -> bool {
+    /// Takes out an entry that is there and not the only one. Tells whether the summary changed.
+    fn remove(&mut self, key: u128, slot: u32) -> bool {
         self.count -= 1;
         match &mut self.below {
             Below::Bucket(entries) => {
-                entries.retain(|entry| S::slot(entry) != slot(key));
+                entries.retain(|entry| S::slot(entry) != slot);
+                debug_assert_eq!(entries.len(), self.count, "the entry was there");
                 let summary = summary_of(entries);
-                self.know(summary)
+                self.set_summary(summary)
             }
             Below::Branch { bit, children, .. } => {
                 let place = side(key, *bit);
@@ -148,48 +149,50 @@ impl<S: Summary> Node<S> {
                     self.become_child(1 - place);
                     return true;
                 }
-                let other = children[place].remove(key) && self.know_children();
-                if self.count <= FEW {
+                let changed = children[place].remove(key, slot) && self.summarise_children();
+                if self.count <= TOGETHER {
                     self.become_bucket();
                 }
-                other
+                changed
             }
         }
     }
 
-    /// Puts an entry in the place of one that is there and has its slot. Tells whether something else is known now.
+    /// Puts an entry in the place of one that is there and has its slot. Tells whether the summary changed.
     fn replace(&mut self, before: u128, key: u128, entry: S::Entry) -> bool {
         match &mut self.below {
             Below::Bucket(entries) => {
-                if let Some(place) = entries.iter_mut().find(|entry| S::slot(entry) == slot(key)) {
+                let place = entries.iter_mut().find(|other| S::slot(other) == S::slot(&entry));
+                debug_assert!(place.is_some(), "the entry was there");
+                if let Some(place) = place {
                     *place = entry;
                 }
                 let summary = summary_of(entries);
-                self.know(summary)
+                self.set_summary(summary)
             }
             Below::Branch { bit, children, .. } if agree(before, key, *bit + 1) => {
-                children[side(key, *bit)].replace(before, key, entry) && self.know_children()
+                children[side(key, *bit)].replace(before, key, entry) && self.summarise_children()
             }
             Below::Branch { .. } => {
                 let known = self.summary.clone();
-                self.remove(before);
+                self.remove(before, S::slot(&entry));
                 self.insert(key, entry);
                 self.summary != known
             }
         }
     }
 
-    fn know(&mut self, summary: S) -> bool {
-        let other = self.summary != summary;
+    fn set_summary(&mut self, summary: S) -> bool {
+        let changed = self.summary != summary;
         self.summary = summary;
-        other
+        changed
     }
 
-    fn know_children(&mut self) -> bool {
+    fn summarise_children(&mut self) -> bool {
         let Below::Branch { children, .. } = &self.below else { return false };
         let mut summary = children[0].summary.clone();
         summary.join(&children[1].summary);
-        self.know(summary)
+        self.set_summary(summary)
     }
 
     /// Puts a child in the place of its parent.
@@ -200,14 +203,19 @@ impl<S: Summary> Node<S> {
         }
     }
 
-    /// Puts the buckets below, which are all that there is, together.
+    /// Puts all that is below into one bucket.
     fn become_bucket(&mut self) {
-        if let Below::Branch { children, .. } = std::mem::take(&mut self.below) {
-            let entries = children.into_iter().flat_map(|child| match child.below {
-                Below::Bucket(entries) => entries,
-                Below::Branch { .. } => Vec::new(),
-            });
-            self.below = Below::Bucket(entries.collect());
+        let mut entries = Vec::with_capacity(self.count);
+        gather_entries(std::mem::take(&mut self.below), &mut entries);
+        self.below = Below::Bucket(entries);
+    }
+}
+
+fn gather_entries<S: Summary>(below: Below<S>, all: &mut Vec<S::Entry>) {
+    match below {
+        Below::Bucket(entries) => all.extend(entries),
+        Below::Branch { children, .. } => {
+            children.into_iter().for_each(|child| gather_entries(child.below, all))
         }
     }
 }
@@ -222,18 +230,18 @@ fn summary_of<S: Summary>(entries: &[S::Entry]) -> S {
 
 /// Two buckets of what was one, by the first bit in which its keys differ.
 fn divide<S: Summary>(entries: Vec<S::Entry>) -> Below<S> {
-    let alike = S::key(&entries[0]);
-    let differing = entries.iter().fold(0, |differing, entry| differing | (alike ^ S::key(entry)));
+    let prefix = key::<S>(&entries[0]);
+    let differing = entries.iter().fold(0, |differing, entry| differing | (prefix ^ key::<S>(entry)));
     let bit = differing.leading_zeros();
-    let (left, right) = entries.into_iter().partition(|entry| side(S::key(entry), bit) == 0);
-    Below::Branch { alike, bit, children: Box::new([Node::bucket(left), Node::bucket(right)]) }
+    let (left, right) = entries.into_iter().partition(|entry| side(key::<S>(entry), bit) == 0);
+    Below::Branch { prefix, bit, children: Box::new([Node::bucket(left), Node::bucket(right)]) }
 }
 
 impl<S: Summary> Trie<S> {
-    /// Adds an entry, whose key must be new.
+    /// Adds an entry, whose slot must be new.
     pub fn insert(&mut self, entry: S::Entry) {
         match &mut self.root {
-            Some(root) => root.insert(S::key(&entry), entry),
+            Some(root) => root.insert(key::<S>(&entry), entry),
             None => self.root = Some(Node::bucket(vec![entry])),
         }
     }
@@ -242,7 +250,7 @@ impl<S: Summary> Trie<S> {
     pub fn remove(&mut self, entry: &S::Entry) {
         match &mut self.root {
             Some(root) if root.count > 1 => {
-                root.remove(S::key(entry));
+                root.remove(key::<S>(entry), S::slot(entry));
             }
             root => *root = None,
         }
@@ -251,7 +259,7 @@ impl<S: Summary> Trie<S> {
     /// Puts an entry in the place of one with its slot, which must be there.
     pub fn replace(&mut self, before: &S::Entry, entry: S::Entry) {
         if let Some(root) = &mut self.root {
-            root.replace(S::key(before), S::key(&entry), entry);
+            root.replace(key::<S>(before), key::<S>(&entry), entry);
         }
     }
 
@@ -309,7 +317,8 @@ impl<S: Summary> Trie<S> {
         Some(found)
     }
 
-    /// Hands what is known of all entries that `cover` holds of to `take`, and how many they are, in as few pieces as there need be.
+    /// Hands what is known of all entries that `cover` holds of to `take`, and how many they are: of a whole branch at once, and of
+    /// a bucket in part one by one.
     pub fn gather(&self, cover: impl Fn(&S) -> Cover, mut take: impl FnMut(&S, usize)) {
         let mut open = Vec::with_capacity(32);
         open.extend(&self.root);

@@ -79,10 +79,10 @@ impl Summary for Room {
     type Entry = Member;
 
     /// Like ones together: first by coarse size, for shares are of that, then by what is free.
-    fn key(member: &Member) -> u128 {
-        let coarse = |amount: i64| u128::from(grade(amount) >> 8);
+    fn place(member: &Member) -> u64 {
+        let coarse = |amount: i64| grade(amount) >> 8;
         let size = (coarse(member.whole.cpu_millis) << 8) | coarse(member.whole.ram_mb);
-        (size << 112) | (interleave(member.free) << 64) | u128::from(member.slot)
+        (size << 48) | interleave(member.free)
     }
 
     fn slot(member: &Member) -> u32 {
@@ -133,8 +133,8 @@ impl Size {
 impl Summary for Size {
     type Entry = Member;
 
-    fn key(member: &Member) -> u128 {
-        (interleave(member.budget) << 64) | u128::from(member.slot)
+    fn place(member: &Member) -> u64 {
+        interleave(member.budget)
     }
 
     fn slot(member: &Member) -> u32 {
@@ -182,7 +182,7 @@ fn grade(amount: i64) -> u64 {
 }
 
 /// The grades of the three amounts, bit by bit in turn: what is near in all three has a long beginning in common.
-fn interleave(amounts: Resources) -> u128 {
+fn interleave(amounts: Resources) -> u64 {
     // Every bit moves to three times its place.
     let spread = |amount: i64| {
         let mut bits = grade(amount);
@@ -192,7 +192,7 @@ fn interleave(amounts: Resources) -> u128 {
         (bits | (bits << 2)) & 0x2492_4924_9249
     };
     let [ram, disk, cpu] = Resource::ALL.map(|resource| spread(amounts.get(resource)));
-    u128::from((cpu << 2) | (ram << 1) | disk)
+    (cpu << 2) | (ram << 1) | disk
 }
 
 /// Ports that are asked for: what decides whether a server has them, and nothing else.
@@ -351,10 +351,8 @@ impl View {
         let open = |member: Option<Member>| member.filter(|member| member.standing == Some(Standing::Open));
         self.member_count = self.member_count + count(after) - count(before);
         self.managed_count = self.managed_count + count(managed(after)) - count(managed(before));
-        // What is reserved changes often, and what a server could hold does not.
-        let size =
-            |member: Option<Member>| managed(member).map(|member| Member { free: Resources::ZERO, ..member });
-        if size(before) != size(after) {
+        // What is free changes often, and says nothing of a size.
+        if managed(before).map(|member| Size::of(&member)) != managed(after).map(|member| Size::of(&member)) {
             move_entry(&mut self.sizes, managed(before), managed(after));
         }
         if open(before) != open(after) {

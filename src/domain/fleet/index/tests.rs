@@ -40,13 +40,17 @@ fn by_rank(fleet: &Fleet) -> Vec<(i64, &str)> {
 
 #[test]
 fn servers_are_ranked_by_handle_also_where_there_was_no_room_between_two() {
-    let mut fleet = a_fleet(&["b", "a", "z"].map(a_server));
-    // Each between `b` and the one before.
-    for number in (100..200).rev() {
-        fleet.upsert(a_server(&format!("m-{number}")).server);
-        let ranked = by_rank(&fleet);
-        assert!(ranked.is_sorted_by(|(a, here), (b, there)| a < b && here < there), "{ranked:?}");
-        assert_eq!((ranked.len(), ranked[0].1), (3 + 200 - number, "a"));
+    // Each between the one before and its neighbour: `b`, which is of rank 0, above it or below it.
+    let upwards: Vec<_> = (100..200).map(|number| format!("a-{number}")).collect();
+    let downwards: Vec<_> = (100..200).rev().map(|number| format!("m-{number}")).collect();
+    for names in [upwards, downwards] {
+        let mut fleet = a_fleet(&["b", "a", "z"].map(a_server));
+        for (count, name) in (4..).zip(&names) {
+            fleet.upsert(a_server(name).server);
+            let ranked = by_rank(&fleet);
+            assert!(ranked.is_sorted_by(|(a, here), (b, there)| a < b && here < there), "{ranked:?}");
+            assert_eq!((ranked.len(), ranked[0].1), (count, "a"));
+        }
     }
 }
 

@@ -28,22 +28,23 @@ impl Numbers {
     }
 }
 
-/// A number and where it belongs.
+/// A number, and where it belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Number {
-    key: u128,
+    place: u64,
+    slot: u32,
     number: i64,
 }
 
 impl Summary for Numbers {
     type Entry = Number;
 
-    fn key(entry: &Number) -> u128 {
-        entry.key
+    fn place(entry: &Number) -> u64 {
+        entry.place
     }
 
     fn slot(entry: &Number) -> u32 {
-        slot(entry.key)
+        entry.slot
     }
 
     fn of(entry: &Number) -> Self {
@@ -56,16 +57,15 @@ impl Summary for Numbers {
     }
 }
 
-/// A key whose upper half is `high`.
-fn key(high: u64, slot: u32) -> u128 {
-    (u128::from(high) << 64) | u128::from(slot)
+fn key_of(entry: &Number) -> u128 {
+    key::<Numbers>(entry)
 }
 
 /// A trie of these numbers, each in the slot of its place, near to what is like it.
 fn trie_of(numbers: &[i64]) -> Trie<Numbers> {
     let mut trie = Trie::default();
     for (slot, number) in (0..).zip(numbers) {
-        trie.insert(Number { key: key(number.unsigned_abs(), slot), number: *number });
+        trie.insert(Number { place: number.unsigned_abs(), slot, number: *number });
     }
     trie
 }
@@ -80,20 +80,20 @@ fn check(node: &Node<Numbers>, entries: &mut BTreeMap<u128, i64>) {
     match &node.below {
         Below::Bucket(bucket) => {
             assert!(bucket.len() <= MOST, "a bucket holds no more than it may");
-            mine.extend(bucket.iter().map(|entry| (entry.key, entry.number)));
+            mine.extend(bucket.iter().map(|entry| (key_of(entry), entry.number)));
             assert_eq!(mine.len(), bucket.len());
         }
-        Below::Branch { alike, bit, children } => {
+        Below::Branch { prefix, bit, children } => {
             for (place, child) in children.iter().enumerate() {
                 let mut below = BTreeMap::new();
                 check(child, &mut below);
                 for key in below.keys() {
                     assert_eq!(side(*key, *bit), place, "the children differ in the bit");
-                    assert_eq!(bits(*key, 0, *bit), bits(*alike, 0, *bit), "all agree up to the bit");
+                    assert_eq!(bits(*key, 0, *bit), bits(*prefix, 0, *bit), "all agree up to the bit");
                 }
                 mine.extend(below);
             }
-            assert!(mine.len() > FEW, "so few are one bucket");
+            assert!(mine.len() > TOGETHER, "so few are one bucket");
         }
     }
     assert_eq!(node.count, mine.len(), "a node knows how many are below it");
@@ -115,7 +115,7 @@ fn bits_are_counted_from_the_highest() {
     assert_eq!(bits(1 << 127, 0, 3), [1, 0, 0]);
     assert_eq!(bits(1 << 125, 0, 3), [0, 0, 1]);
     assert_eq!(bits(5, 125, 128), [1, 0, 1]);
-    assert_eq!(slot(key(7, 3)), 3);
+    assert_eq!(key_of(&Number { place: 7, slot: 3, number: 0 }), (7 << 64) | 3);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn a_search_that_gives_up_has_no_result() {
 }
 
 #[test]
-fn what_is_gathered_is_handed_over_in_as_few_summaries_as_there_need_be() {
+fn what_is_gathered_is_handed_over_by_branches_and_of_a_bucket_in_part_one_by_one() {
     let trie = trie_of(&(0..64).collect::<Vec<_>>());
     let gathered = |from: i64| {
         let cover = |numbers: &Numbers| match (numbers.least >= from, numbers.most >= from) {
@@ -172,7 +172,6 @@ fn what_is_gathered_is_handed_over_in_as_few_summaries_as_there_need_be() {
     assert_eq!(gathered(0), [64]);
     assert!(gathered(64).is_empty());
     assert_eq!(gathered(32), [32]);
-    // Of a bucket in part, each by itself.
     assert_eq!(gathered(33), [1, 1, 1, 4, 8, 16]);
 }
 
@@ -183,7 +182,7 @@ fn a_bucket_is_divided_once_it_holds_too_many_and_put_together_once_few_are_left
     let mut trie = trie_of(&[0, 1, 2, 3, 4]);
     assert!(!is_bucket(&trie), "the last one is by itself");
     for (number, together) in [(3, false), (2, false), (1, true)] {
-        trie.remove(&Number { key: key(number, u32::try_from(number).unwrap()), number: 0 });
+        trie.remove(&Number { place: number, slot: u32::try_from(number).unwrap(), number: 0 });
         assert_eq!(is_bucket(&trie), together, "without {number}");
     }
 }
@@ -215,11 +214,10 @@ proptest! {
     ) {
         let mut trie = Trie::default();
         let mut entries: Vec<Number> = Vec::new();
-        let mut expected = BTreeMap::new();
         for (next, change) in (0..).zip(changes) {
             match change {
                 Change::Insert(high, number) => {
-                    let entry = Number { key: key(high, next), number };
+                    let entry = Number { place: high, slot: next, number };
                     trie.insert(entry);
                     entries.push(entry);
                 }
@@ -228,18 +226,17 @@ proptest! {
                 }
                 Change::Replace(which, high, number) if !entries.is_empty() => {
                     let entry = which.get_mut(&mut entries);
-                    let before = std::mem::replace(entry, Number { key: key(high, slot(entry.key)), number });
+                    let before = std::mem::replace(entry, Number { place: high, slot: entry.slot, number });
                     trie.replace(&before, *entry);
                 }
                 Change::Remove(_) | Change::Replace(..) => {}
             }
-            expected = entries.iter().map(|entry| (entry.key, entry.number)).collect();
-            assert_holds(&trie, &expected);
+            assert_holds(&trie, &entries.iter().map(|entry| (key_of(entry), entry.number)).collect());
         }
-        let mut even: Vec<_> = expected.iter().map(|(key, number)| (*number, slot(*key))).collect();
+        let mut even: Vec<_> = entries.iter().map(|entry| (entry.number, entry.slot)).collect();
         even.retain(|(number, _)| number % 2 == 0);
         even.sort_unstable();
-        let numbers: BTreeMap<_, _> = expected.iter().map(|(key, number)| (slot(*key), *number)).collect();
+        let numbers: BTreeMap<_, _> = entries.iter().map(|entry| (entry.slot, entry.number)).collect();
         let verdict = |slot| if numbers[&slot] % 2 == 0 { Verdict::Take } else { Verdict::Leave };
         let found = trie.least(most, |numbers| Some(numbers.least), verdict).unwrap();
         // Which of those that are alike is not told.

@@ -47,9 +47,9 @@ fn more_is_of_no_lower_grade() {
 
 #[test]
 fn the_bits_of_three_grades_take_turns() {
-    let turns = |amounts: Resources| -> u128 {
+    let turns = |amounts: Resources| -> u64 {
         let grades = [amounts.disk_mb, amounts.ram_mb, amounts.cpu_millis].map(grade);
-        (0..48).map(|place| u128::from((grades[place % 3] >> (place / 3)) & 1) << place).sum()
+        (0..48).map(|place| ((grades[place % 3] >> (place / 3)) & 1) << place).sum()
     };
     let all: Vec<_> = amounts().collect();
     for (index, cpu_millis) in all.iter().copied().enumerate() {
@@ -63,17 +63,18 @@ fn the_bits_of_three_grades_take_turns() {
 }
 
 #[test]
-fn servers_are_arranged_by_size_then_by_what_is_free_and_never_share_a_key() {
+fn servers_are_arranged_by_size_then_by_what_is_free() {
     let state = a_server("web-1").reserved(ram(384)).state();
     let member = Member::of(7, &Entry { state: &state, rank: 0, stale: false });
-    let key = Room::key(&member);
-    assert_eq!(key >> 120, u128::from(grade(8000) >> 8));
-    assert_eq!((key >> 112) & 0xff, u128::from(grade(16_384) >> 8));
-    assert_eq!((key >> 64) & ((1 << 48) - 1), interleave(state.free()));
-    assert_eq!(key & u128::from(u64::MAX), 7);
+    let place = Room::place(&member);
+    assert_eq!(place >> 56, grade(8000) >> 8);
+    assert_eq!((place >> 48) & 0xff, grade(16_384) >> 8);
+    assert_eq!(place & ((1 << 48) - 1), interleave(state.free()));
+    assert_eq!(Room::slot(&member), 7);
     assert_ne!(interleave(state.free()), interleave(state.budget()));
     // By what it could hold when empty.
-    assert_eq!(Size::key(&member), (interleave(state.budget()) << 64) | 7);
+    assert_eq!(Size::place(&member), interleave(state.budget()));
+    assert_eq!(Size::slot(&member), 7);
 }
 
 #[test]
