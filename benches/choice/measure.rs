@@ -27,7 +27,7 @@ pub const ROUNDS: usize = 3;
 pub const SIZES: [usize; 3] = [1_000, 10_000, 100_000];
 
 /// How many decisions one round takes.
-const DECISIONS: usize = 2_000;
+const DECISIONS: usize = 20_000;
 
 /// How many decisions for each server go before the first round, so that a fleet of any size is by then what such requests make of it.
 const WARM_UP: usize = 3;
