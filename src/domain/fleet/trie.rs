@@ -215,7 +215,9 @@ fn gather_entries<S: Summary>(below: Below<S>, all: &mut Vec<S::Entry>) {
     match below {
         Below::Bucket(entries) => all.extend(entries),
         Below::Branch { children, .. } => {
-            children.into_iter().for_each(|child| gather_entries(child.below, all))
+            for child in *children {
+                gather_entries(child.below, all);
+            }
         }
     }
 }

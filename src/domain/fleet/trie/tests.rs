@@ -33,7 +33,7 @@ impl Numbers {
 struct Number {
     place: u64,
     slot: u32,
-    number: i64,
+    is: i64,
 }
 
 impl Summary for Numbers {
@@ -48,7 +48,7 @@ impl Summary for Numbers {
     }
 
     fn of(entry: &Number) -> Self {
-        Self { least: entry.number, most: entry.number }
+        Self { least: entry.is, most: entry.is }
     }
 
     fn join(&mut self, other: &Self) {
@@ -65,7 +65,7 @@ fn key_of(entry: &Number) -> u128 {
 fn trie_of(numbers: &[i64]) -> Trie<Numbers> {
     let mut trie = Trie::default();
     for (slot, number) in (0..).zip(numbers) {
-        trie.insert(Number { place: number.unsigned_abs(), slot, number: *number });
+        trie.insert(Number { place: number.unsigned_abs(), slot, is: *number });
     }
     trie
 }
@@ -80,7 +80,7 @@ fn check(node: &Node<Numbers>, entries: &mut BTreeMap<u128, i64>) {
     match &node.below {
         Below::Bucket(bucket) => {
             assert!(bucket.len() <= MOST, "a bucket holds no more than it may");
-            mine.extend(bucket.iter().map(|entry| (key_of(entry), entry.number)));
+            mine.extend(bucket.iter().map(|entry| (key_of(entry), entry.is)));
             assert_eq!(mine.len(), bucket.len());
         }
         Below::Branch { prefix, bit, children } => {
@@ -115,7 +115,7 @@ fn bits_are_counted_from_the_highest() {
     assert_eq!(bits(1 << 127, 0, 3), [1, 0, 0]);
     assert_eq!(bits(1 << 125, 0, 3), [0, 0, 1]);
     assert_eq!(bits(5, 125, 128), [1, 0, 1]);
-    assert_eq!(key_of(&Number { place: 7, slot: 3, number: 0 }), (7 << 64) | 3);
+    assert_eq!(key_of(&Number { place: 7, slot: 3, is: 0 }), (7 << 64) | 3);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_bucket_is_divided_once_it_holds_too_many_and_put_together_once_few_are_left
     let mut trie = trie_of(&[0, 1, 2, 3, 4]);
     assert!(!is_bucket(&trie), "the last one is by itself");
     for (number, together) in [(3, false), (2, false), (1, true)] {
-        trie.remove(&Number { place: number, slot: u32::try_from(number).unwrap(), number: 0 });
+        trie.remove(&Number { place: number, slot: u32::try_from(number).unwrap(), is: 0 });
         assert_eq!(is_bucket(&trie), together, "without {number}");
     }
 }
@@ -217,7 +217,7 @@ proptest! {
         for (next, change) in (0..).zip(changes) {
             match change {
                 Change::Insert(high, number) => {
-                    let entry = Number { place: high, slot: next, number };
+                    let entry = Number { place: high, slot: next, is: number };
                     trie.insert(entry);
                     entries.push(entry);
                 }
@@ -226,17 +226,17 @@ proptest! {
                 }
                 Change::Replace(which, high, number) if !entries.is_empty() => {
                     let entry = which.get_mut(&mut entries);
-                    let before = std::mem::replace(entry, Number { place: high, slot: entry.slot, number });
+                    let before = std::mem::replace(entry, Number { place: high, slot: entry.slot, is: number });
                     trie.replace(&before, *entry);
                 }
                 Change::Remove(_) | Change::Replace(..) => {}
             }
-            assert_holds(&trie, &entries.iter().map(|entry| (key_of(entry), entry.number)).collect());
+            assert_holds(&trie, &entries.iter().map(|entry| (key_of(entry), entry.is)).collect());
         }
-        let mut even: Vec<_> = entries.iter().map(|entry| (entry.number, entry.slot)).collect();
+        let mut even: Vec<_> = entries.iter().map(|entry| (entry.is, entry.slot)).collect();
         even.retain(|(number, _)| number % 2 == 0);
         even.sort_unstable();
-        let numbers: BTreeMap<_, _> = entries.iter().map(|entry| (entry.slot, entry.number)).collect();
+        let numbers: BTreeMap<_, _> = entries.iter().map(|entry| (entry.slot, entry.is)).collect();
         let verdict = |slot| if numbers[&slot] % 2 == 0 { Verdict::Take } else { Verdict::Leave };
         let found = trie.least(most, |numbers| Some(numbers.least), verdict).unwrap();
         // Which of those that are alike is not told.
