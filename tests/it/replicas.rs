@@ -260,6 +260,9 @@ async fn a_replica_that_starts_late_has_all_that_is_committed() {
     assert_eq!((here.placement, here.allocations), (there.placement, there.allocations));
 }
 
+/// Long enough for every replica to look after itself twice, which it does every 2 s.
+const TWO_LOOKS: Duration = Duration::from_secs(5);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_idle_take_no_lock() {
     let replicas = Replicas::start().await;
@@ -276,13 +279,10 @@ async fn replicas_that_idle_take_no_lock() {
             .fetch_one(&replicas.service.database.sql)
     };
     let before = mark().await.unwrap();
-    // Longer than two looks of housekeeping, each of which may find something to do only where it should not.
-    tokio::time::sleep(Duration::from_millis(4500)).await;
+    // Housekeeping may find something to do only where it should not.
+    tokio::time::sleep(TWO_LOOKS).await;
     assert_eq!(mark().await.unwrap(), before);
 }
-
-/// How long is long enough for every replica to look after itself, which it does every 2 s.
-const A_LOOK: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_only_follows_what_others_commit_stands_in_nobodys_way() {
@@ -299,7 +299,7 @@ async fn who_only_follows_what_others_commit_stands_in_nobodys_way() {
 
     // The other one is behind by these. While somebody has the pool's row, it does not want it.
     let begin = Instant::now();
-    while begin.elapsed() < A_LOOK {
+    while begin.elapsed() < TWO_LOOKS {
         let waiting: i64 = sqlx::query_scalar(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
         )

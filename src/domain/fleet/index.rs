@@ -65,6 +65,12 @@ struct Kept {
     looked_at: u64,
 }
 
+impl Kept {
+    fn is_of(&self, selector: &BTreeMap<String, String>, ports: Option<&PortAsk>) -> bool {
+        self.selector == *selector && self.ports.as_ref() == ports
+    }
+}
+
 /// A copy makes its own views.
 impl Clone for Index {
     fn clone(&self) -> Self {
@@ -180,7 +186,7 @@ impl Index {
     ) -> bool {
         let asked = PortAsk::new(modules, start);
         let views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
-        views.kept.iter().any(|kept| kept.ports.as_ref() == Some(&asked) && kept.selector == *selector)
+        views.kept.iter().any(|kept| kept.is_of(selector, Some(&asked)))
     }
 
     /// Reads off the view of the servers that carry the labels and, where `ports` says what is asked for from where on, may
@@ -218,7 +224,7 @@ impl Index {
         views.looks += 1;
         let (looks, cutoff) = (views.looks, views.cutoff);
         let port_ask = ports.map(|(modules, start)| PortAsk::new(modules, start));
-        let known = views.kept.iter().position(|kept| kept.selector == *selector && kept.ports == port_ask);
+        let known = views.kept.iter().position(|kept| kept.is_of(selector, port_ask.as_ref()));
         let place = known.unwrap_or_else(|| {
             if views.kept.len() >= MOST_VIEWS
                 && let Some((oldest, _)) =

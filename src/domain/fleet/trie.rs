@@ -240,6 +240,11 @@ fn divide<S: Summary>(entries: Vec<S::Entry>) -> Below<S> {
 }
 
 impl<S: Summary> Trie<S> {
+    /// How many entries there are.
+    pub fn count(&self) -> usize {
+        self.root.as_ref().map_or(0, |root| root.count)
+    }
+
     /// Adds an entry, whose slot must be new.
     pub fn insert(&mut self, entry: S::Entry) {
         match &mut self.root {

@@ -278,7 +278,6 @@ pub struct View {
     scope: Scope,
     members: Vec<Option<Member>>,
     member_count: usize,
-    managed_count: usize,
     /// The open servers.
     pub rooms: Trie<Room>,
     /// The managed servers.
@@ -289,14 +288,7 @@ impl View {
     /// A view of nothing yet.
     #[must_use]
     pub fn new(scope: Scope) -> Self {
-        Self {
-            scope,
-            members: Vec::new(),
-            member_count: 0,
-            managed_count: 0,
-            rooms: Trie::default(),
-            sizes: Trie::default(),
-        }
+        Self { scope, members: Vec::new(), member_count: 0, rooms: Trie::default(), sizes: Trie::default() }
     }
 
     /// How many servers it has.
@@ -308,7 +300,7 @@ impl View {
     /// How many of them are not ours to place on.
     #[must_use]
     pub fn unmanaged(&self) -> usize {
-        self.member_count - self.managed_count
+        self.member_count - self.sizes.count()
     }
 
     /// How many of the managed ones could hold what is asked, by their standing.
@@ -346,11 +338,9 @@ impl View {
         if before == after {
             return;
         }
-        let count = |member: Option<Member>| usize::from(member.is_some());
         let managed = |member: Option<Member>| member.filter(|member| member.standing.is_some());
         let open = |member: Option<Member>| member.filter(|member| member.standing == Some(Standing::Open));
-        self.member_count = self.member_count + count(after) - count(before);
-        self.managed_count = self.managed_count + count(managed(after)) - count(managed(before));
+        self.member_count = self.member_count + usize::from(after.is_some()) - usize::from(before.is_some());
         // What is free changes often, and says nothing of a size.
         if managed(before).map(|member| Size::of(&member)) != managed(after).map(|member| Size::of(&member)) {
             move_entry(&mut self.sizes, managed(before), managed(after));

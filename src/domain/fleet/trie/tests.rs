@@ -108,6 +108,7 @@ fn assert_holds(trie: &Trie<Numbers>, expected: &BTreeMap<u128, i64>) {
         assert!(!entries.is_empty(), "nothing is below no node");
     }
     assert_eq!(&entries, expected);
+    assert_eq!(trie.count(), expected.len());
 }
 
 #[test]
