@@ -114,7 +114,7 @@ impl Allocator {
         let (reader, reads) = Reader::new(store.clone(), options.queue_limit);
         let mut tasks = JoinSet::new();
         tasks.spawn(thread::run("combiner", combiner.run()));
-        tasks.spawn(thread::run("reader", reads));
+        tasks.spawn(reads);
         // It holds none of what keeps the tasks alive.
         let housekeeper = Housekeeper { follower: follower.clone(), queue: queue.downgrade() };
         tokio::spawn(housekeeper.run());

@@ -1,7 +1,7 @@
 //! Reads of single projects, many in one statement: whatever waits while a read is under way is read by the next one. What was read
 //! not long ago is only looked at for changes.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, iter, sync::Arc, time::Duration};
 
 use sqlx::{PgConnection, Postgres, pool::PoolConnection};
 use tokio::sync::{mpsc, oneshot};
@@ -52,6 +52,10 @@ async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Send
     let mut conn = None;
     let mut remembered = Remembered::default();
     while waiting.recv_many(&mut batch, MAX_BATCH).await > 0 {
+        // The first one woke this task, which runs before all others that are ready: calls that came with it have yet to be read.
+        tokio::task::yield_now().await;
+        let room = MAX_BATCH - batch.len();
+        batch.extend(iter::from_fn(|| waiting.try_recv().ok()).take(room));
         batch.retain(|(_, reply)| !reply.is_closed());
         let mut ids: Vec<ProjectId> = batch.iter().map(|(id, _)| id.clone()).collect();
         ids.sort_unstable();

@@ -1,5 +1,5 @@
-//! Tasks with a thread of their own. What they wait for is the database; on the threads that serve calls, each of its answers
-//! would stand in line behind the calls that are just then being read or answered, and every caller behind it.
+//! Tasks with a thread of their own: those that compute for longer than calls and health may wait for, as the folding of a long log
+//! does.
 
 use std::{convert::Infallible, thread};
 

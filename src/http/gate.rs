@@ -36,7 +36,9 @@ pub(super) async fn admit(
             if let Err(error) = has_place(peer).and_then(|()| count(&http, &caller, peer)) {
                 return status::as_asked(&http.api.refuse(&error, &id.0), request.headers());
             }
-            tracing::Span::current().record("actor", caller.name());
+            if !caller.name().is_empty() {
+                tracing::Span::current().record("actor", caller.name());
+            }
             request.extensions_mut().insert(caller);
         }
         Ok(None) => {}
