@@ -31,23 +31,23 @@ pub fn fullness(place: &Place, report: &mut Report) -> Result<()> {
             (format!("{percent} % of memory reserved"), vec![servers.clone(), ballast])
         })
         .collect();
-    // A range of 12,000 ports on each of 200 servers.
+    // A range of 12,000 ports on each of 400 servers: more than all rounds together fill.
     let ranged = format!(
         "INSERT INTO servers (handle, address, capacity_cpu_millis, capacity_ram_mb, capacity_disk_mb, port_range_start, port_range_end)
-         SELECT 'server-' || n, '192.0.2.1', 1000000, {capacity}, 900000000, 8000, 19999 FROM generate_series(0, 199) n"
+         SELECT 'server-' || n, '192.0.2.1', 1000000, {capacity}, 900000000, 8000, 19999 FROM generate_series(0, 399) n"
     );
     for percent in [5, 95] {
         let held = 12_000 * percent / 100;
         cases.push((format!("{percent} % of ports given"), vec![
             ranged.clone(),
             "INSERT INTO placements (project_id, server_handle, reserved_cpu_millis, reserved_ram_mb, reserved_disk_mb, revision)
-             SELECT 'ballast-' || n, 'server-' || n, 0, 0, 0, 0 FROM generate_series(0, 199) n"
+             SELECT 'ballast-' || n, 'server-' || n, 0, 0, 0, 0 FROM generate_series(0, 399) n"
                 .to_owned(),
             "SET session_replication_role = replica".to_owned(),
             format!(
                 "INSERT INTO port_allocations (id, server_handle, protocol, port, project_id, module)
                  SELECT gen_random_uuid(), 'server-' || n, 'tcp', 8000 + p, 'ballast-' || n, 'm' || p
-                 FROM generate_series(0, 199) n, generate_series(0, {}) p",
+                 FROM generate_series(0, 399) n, generate_series(0, {}) p",
                 held - 1
             ),
             "RESET session_replication_role".to_owned(),
