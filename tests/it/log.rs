@@ -4,10 +4,11 @@ use std::fs;
 
 use resource_allocator::proto::v1;
 use serde_json::Value;
-use tonic::Request;
+use tonic::{Code, Request, transport::Endpoint};
 
 use crate::support::{
     Client, TestDatabase,
+    credentials::{CredentialFile, TokenClient},
     figures::{scrape, value},
     process::{Process, folder, run, wait_until},
     requests::{ram, request},
@@ -59,12 +60,34 @@ async fn a_call_is_one_line_that_says_whose_it_was_and_what_came_of_it() {
         assert_eq!(line["reason"], reason, "{line}");
         assert!(line["duration_us"].is_u64(), "{line}");
         assert_eq!(line["span"]["method"], "/resourceallocator.v1.ResourceAllocator/EnsureAllocation");
+        assert_eq!(line["span"]["actor"], Value::Null, "nobody says who calls: {line}");
     }
     // Probes are told to those who ask for it.
     assert_eq!(run(&["health", "--endpoint", &service.endpoint()]).status.code(), Some(0));
     client.allocator.ensure_allocation(called(request("shop"), "last")).await.unwrap();
     line(&service, "last");
     assert!(!service.said().text().contains("grpc.health"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_says_who_called_where_the_service_knows() {
+    let mut file = CredentialFile::new();
+    let token = file.token("deploy-worker", "worker", "");
+    let database = TestDatabase::create().await;
+    let tokens = file.path();
+    let flags = ["--log-format", "json", "--auth-tokens", tokens.to_str().unwrap()];
+    let service = Process::start_on(database.url(), &flags);
+    let channel = Endpoint::from_shared(service.endpoint()).unwrap().connect().await.unwrap();
+    let get = || v1::GetPlacementRequest { project_id: "shop".to_owned() };
+    let mut known = TokenClient::new(&channel, &token).allocator;
+    assert_eq!(known.get_placement(called(get(), "known")).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(line(&service, "known")["span"]["actor"], "deploy-worker");
+    let mut unknown = TokenClient::new(&channel, "ra_unknown").allocator;
+    assert_eq!(
+        unknown.get_placement(called(get(), "unknown")).await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
+    assert_eq!(line(&service, "unknown")["span"]["actor"], Value::Null);
 }
 
 #[tokio::test(flavor = "multi_thread")]
