@@ -6,10 +6,6 @@
 
 mod measure;
 
-/// The service's, on which it depends how far apart what is allocated lies.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() {
     println!("microseconds for one decision, medians of {} rounds\n", measure::ROUNDS);
     println!("{:<58} {:>9} {:>9} {:>9} {:>12}", "", "1,000", "10,000", "100,000", "last / first");

@@ -34,10 +34,6 @@ use place::Place;
 use report::Report;
 use support::Result;
 
-/// The service's: what callers take of the machine is what the service does not have, and choices are taken in this process.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 type Scenario = fn(&Place, &mut Report) -> Result<()>;
 
 const SCENARIOS: [(&str, Scenario); 10] = [
