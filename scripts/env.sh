@@ -5,6 +5,8 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 # Everything that the scripts install without a system package goes here. A CI cache may point it elsewhere.
 TOOLS="${RESOURCE_ALLOCATOR_TOOLS:-$ROOT/.tools}"
 export ROOT TOOLS PATH="$TOOLS/bin:$PATH"
+# The SQL statements are checked against .sqlx, whatever database the environment names.
+export SQLX_OFFLINE=true
 
 # Talk goes to standard error, so that a script's output can be piped.
 say() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; }
@@ -28,6 +30,16 @@ need_go_tool() {
     mkdir -p "$TOOLS/bin"
     GOBIN="$TOOLS/bin" go install "$1" || fail "go could not build $1; its own message is above"
     printf '%s\n' "$1" >"$note"
+}
+
+# need_cargo_tool NAME VERSION: the same for a crate whose program cargo runs as a command of its own, such as cargo-deny.
+need_cargo_tool() {
+    if [[ "$(cargo "${1#cargo-}" --version 2>/dev/null)" == "$1 $2" ]]; then return; fi
+    say "building $1 $2 (up to two minutes on two cores)"
+    # Without optimisation, which would take three times as long. The build's target folder must not be the project's, which
+    # CARGO_TARGET_DIR may name.
+    env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=false cargo install --quiet --locked --profile dev --root "$TOOLS" "$1@$2" ||
+        fail "could not build $1; cargo's own message is above"
 }
 
 cargo_target_dir() {
