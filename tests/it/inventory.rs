@@ -11,6 +11,7 @@ use crate::support::{
         assert_consistent, changes, delete, ensure_ram, events, get, list, ram, refused, register, report,
         update, wait_for_change,
     },
+    malformed::{OVERSIZED, stocked, tells_no_more_than_it_should},
     server, violations,
 };
 
@@ -163,6 +164,48 @@ async fn l37_a_register_with_an_old_etag_is_aborted() {
     let absent = v1::Server { etag: first.etag, ..server("web-2") };
     refused(register(client, absent).await, Code::Aborted, "ETAG_MISMATCH");
     refused(get(client, "web-2").await, Code::NotFound, "SERVER_NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l37_an_etag_that_is_not_the_servers_changes_nothing() {
+    let mut service = stocked().await;
+    let client = &mut service.client;
+    let get = v1::GetServerRequest { handle: "web-2".to_owned() };
+    let current = client.inventory.get_server(get).await.unwrap().into_inner().server.unwrap().etag;
+    let before = service.database.tables().await;
+    let etags = ["x", "0", " ", "\0", "é🦀", "'; DROP TABLE servers; --"].map(ToOwned::to_owned);
+    let etags =
+        etags.into_iter().chain([format!("{current}0"), current.to_uppercase() + " ", "x".repeat(OVERSIZED)]);
+    for etag in etags {
+        let known = v1::Server { etag: etag.clone(), address: "192.0.2.9".to_owned(), ..server("web-1") };
+        let new = v1::Server { etag: etag.clone(), ..server("web-9") };
+        let mask = Some(pbjson_types::FieldMask { paths: vec!["address".to_owned()] });
+        for refused in [
+            client
+                .inventory
+                .register_server(v1::RegisterServerRequest { server: Some(known.clone()) })
+                .await
+                .map(drop),
+            client.inventory.register_server(v1::RegisterServerRequest { server: Some(new) }).await.map(drop),
+            client
+                .inventory
+                .update_server(v1::UpdateServerRequest { server: Some(known), update_mask: mask })
+                .await
+                .map(drop),
+            client
+                .inventory
+                .delete_server(v1::DeleteServerRequest { handle: "web-1".to_owned(), etag })
+                .await
+                .map(drop),
+        ] {
+            let refused = refused.unwrap_err();
+            let (reason, metadata) = error_info(&refused);
+            assert_eq!((refused.code(), reason.as_str()), (Code::Aborted, "ETAG_MISMATCH"));
+            assert_eq!(metadata["disposition"], "CALLER");
+            tells_no_more_than_it_should(&refused);
+        }
+    }
+    assert_eq!(service.database.tables().await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

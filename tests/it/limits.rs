@@ -1,6 +1,9 @@
-//! What a connection and a caller may cost: each limit is hit, is told, and leaves the others served.
+//! What a connection and a caller may cost: each limit is hit, is told, and leaves the others served. What just keeps the limits of
+//! a request is taken.
 
-use std::{net::TcpStream, num::NonZeroU32, process::Command, time::Duration};
+use std::{
+    collections::BTreeMap, iter::repeat_n, net::TcpStream, num::NonZeroU32, process::Command, time::Duration,
+};
 
 use resource_allocator::{listener::ConnectionLimits, proto::v1};
 use tokio_stream::StreamExt as _;
@@ -9,7 +12,9 @@ use tonic_types::StatusExt as _;
 
 use crate::support::{
     TestDatabase, TestService, error_info,
+    malformed::tells_no_more_than_it_should,
     process::{Ended, PATIENCE, binary, run},
+    requests::{module, request, resources},
     server, violations,
 };
 
@@ -165,4 +170,73 @@ async fn running_out_of_descriptors_is_told_and_gets_over() {
     crate::support::process::wait_until("an answer", || {
         run(&["servers", "list", "--endpoint", &endpoint]).status.code() == Some(0)
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_most_of_everything_is_taken_and_comes_back() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    let long = |limit: usize| format!("A{}", ".".repeat(limit - 1));
+    let labels: BTreeMap<_, _> = (0..64).map(|n| (format!("{n:0>63}"), "🦀".repeat(255))).collect();
+    let address = [repeat_n('a', 63), repeat_n('b', 63), repeat_n('c', 63), repeat_n('d', 61)]
+        .map(String::from_iter)
+        .join(".");
+    let registered = client
+        .register(v1::Server {
+            handle: long(128),
+            address: address.clone(),
+            labels: labels.clone(),
+            capacity: resources(1_000_000_000, 1_000_000_000_000, 1_000_000_000_000),
+            port_range: Some(v1::PortRange { start: 1, end: 65_535 }),
+            excluded_ports: vec![v1::PortRange { start: 1, end: 65_470 }; 1024],
+            source: long(63),
+            external_id: "🦀".repeat(255),
+            ..Default::default()
+        })
+        .await;
+    assert_eq!((&registered.labels, &registered.address), (&labels, &address));
+    let modules: Vec<_> = (0..64).map(|n| module(&format!("{n:0>63}"))).collect();
+    let placed = client
+        .place(v1::EnsureAllocationRequest {
+            modules,
+            resources: resources(1_000_000_000, 1_000_000_000_000, 1_000_000_000_000),
+            server_handle: Some(long(128)),
+            server_selector: labels,
+            start_port: Some(65_471),
+            ..request(&long(128))
+        })
+        .await
+        .unwrap();
+    assert_eq!((placed.allocations[0].port, placed.allocations[63].port), (65_471, 65_534));
+    let full = client.ensure("other", &[]).await.unwrap_err();
+    assert_eq!(error_info(&full).0, "INSUFFICIENT_CAPACITY");
+    tells_no_more_than_it_should(&full);
+
+    // Lists with the longest filters go on to their next page.
+    // A character that is written in eight where it is escaped.
+    let value = "\u{e000}".repeat(255);
+    for handle in ["other-1", "other-2"] {
+        let labels = [(long(63), value.clone())].into_iter().collect();
+        client.register(v1::Server { source: long(63), labels, ..server(handle) }).await;
+    }
+    let list = v1::ListServersRequest {
+        label: format!("{}={value}", long(63)),
+        source: Some(long(63)),
+        page_size: 1,
+        ..Default::default()
+    };
+    let first = client.inventory.list_servers(list.clone()).await.unwrap().into_inner();
+    let second = v1::ListServersRequest { page_token: first.next_page_token, ..list };
+    let second = client.inventory.list_servers(second).await.unwrap().into_inner();
+    assert_eq!((first.servers[0].handle.as_str(), second.servers[0].handle.as_str()), ("other-1", "other-2"));
+    let list = v1::ListAllocationsRequest {
+        project_id: Some(long(128)),
+        server_handle: Some(long(128)),
+        page_size: 1,
+        ..Default::default()
+    };
+    let first = client.list(list.clone()).await.unwrap();
+    let second =
+        client.list(v1::ListAllocationsRequest { page_token: first.next_page_token, ..list }).await.unwrap();
+    assert_eq!(second.allocations[0].module, format!("{:0>63}", 1));
 }

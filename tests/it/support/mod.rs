@@ -8,7 +8,7 @@ mod database;
 pub mod exporter;
 pub mod figures;
 pub mod inventory;
-
+pub mod malformed;
 pub mod process;
 mod replicas;
 pub mod requests;
