@@ -209,11 +209,44 @@ async fn tables_of_someone_else_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_keeps_serving_while_another_migrates_anew() {
+async fn a_service_keeps_serving_while_another_migrates() {
     let mut service = TestService::start().await;
-    service.client.register(a_server("a")).await;
-    let (_running, _shutdown) = start(&service.database).await.unwrap();
-    service.client.ensure("p", &[]).await.unwrap();
+    let (client, database) = (&mut service.client, &service.database);
+    client.register(a_server("a")).await;
+    // As it was before this migration, which lets the log's writers go on.
+    database
+        .sql
+        .execute(
+            "ALTER TABLE allocation_events ALTER COLUMN payload SET STATISTICS -1;
+             DELETE FROM _sqlx_migrations WHERE version = 14",
+        )
+        .await
+        .unwrap();
+    let migrated = || {
+        database.count(
+            "SELECT count(*) FROM _sqlx_migrations, pg_attribute WHERE version = 14 AND attname = 'payload'
+             AND attrelid = 'allocation_events'::regclass AND attstattarget = 0",
+        )
+    };
+    // It takes as long as this holds it up.
+    let mut holdup = PgConnection::connect(database.url()).await.unwrap();
+    holdup.execute("BEGIN; LOCK TABLE allocation_events IN SHARE UPDATE EXCLUSIVE MODE").await.unwrap();
+    let calls = async {
+        database.wait_for_lock().await;
+        for n in 0..10 {
+            client.ensure(&format!("p-{n}"), &[]).await.unwrap();
+        }
+        assert_eq!(migrated().await, 0, "it was not held up");
+        holdup.execute("COMMIT").await.unwrap();
+        while migrated().await == 0 {
+            client.ensure("p-0", &[]).await.unwrap();
+        }
+    };
+    let (started, ()) = tokio::join!(start(database), calls);
+    let (running, _shutdown) = started.unwrap();
+    client.ensure("p-10", &[]).await.unwrap();
+    let mut other = Client::connect(&format!("http://{}", running.address)).await;
+    other.ensure("p-11", &[]).await.unwrap();
 }
 
 #[test]
