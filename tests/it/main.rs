@@ -35,6 +35,7 @@ mod placement;
 mod plans;
 mod policy;
 mod port_in_use;
+mod readme;
 mod refusals;
 mod release;
 mod relocation;

@@ -5,6 +5,7 @@ scripts/test brings what Go and npm bring; where these are missing, what needs t
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -71,7 +72,9 @@ def psql(service: Service) -> Callable[[str], list[str]]:
     place = f"host={lines[4]} port={lines[3]} user=resource_allocator dbname=resource_allocator"
 
     def psql(statement: str) -> list[str]:
-        done = run(program, place, "--no-psqlrc", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", "-c", statement)
+        done = run(
+            program, place, "--no-psqlrc", "--tuples-only", "--no-align", "--set=ON_ERROR_STOP=1", "-c", statement
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
@@ -111,7 +114,9 @@ def test_a_load_of_many_callers_gets_what_one_would(service: Service, register, 
     sums = "SELECT sum(reserved_ram_mb), sum(placement_count) FROM servers"
     assert psql(sums) == [f"{512 * (calls + 1)}|{calls + 1}"]
     # A refusal is one to a load too.
-    assert load("EnsureAllocation", '{"project_id": "large", "resources": {"ram_mb": 9999999}}') == {"FailedPrecondition": calls}
+    assert load("EnsureAllocation", '{"project_id": "large", "resources": {"ram_mb": 9999999}}') == {
+        "FailedPrecondition": calls
+    }
 
 
 def test_operators_read_and_change_the_inventory_with_psql(stubs, psql, register, allocator):
@@ -132,6 +137,16 @@ def test_operators_read_and_change_the_inventory_with_psql(stubs, psql, register
     assert [candidate.server.handle for candidate in found.candidates] == ["web-1"]
     assert [(rejection.server_handle, rejection.reason) for rejection in found.rejections] == [("web-2", "STATUS")]
     assert psql(query) == ["web-1|in_use|16384"]
+
+
+def test_what_the_readme_types_into_psql_works(psql, register):
+    register("web-1")
+    register("web-2")
+    [block] = re.findall(r"### With psql\n.*?```sql\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    servers, ports, changed = [sorted(psql(statement)) for statement in block.splitlines()]
+    assert servers == ["web-1|ready|8192", "web-2|ready|8192"]
+    assert ports == []
+    assert changed == ["UPDATE 1"]
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
 """Runs what a document shows: its blocks of shell and of Python, in order, and compares what they print.
 
 Shell blocks share a folder and an environment, Python blocks share one interpreter, which is started by the first of them. A
-block of plain text is what the block before it prints.
+block of plain text is what the block before it prints, at another time.
 """
 
 import json
 import os
 import re
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from pathlib import Path
 from live_service import PATIENCE_S
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_TIME = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 # Reads one block a line, as JSON, runs it, and tells what it printed in the same way.
 _INTERPRETER = """
 import contextlib, io, json, sys, traceback
@@ -40,13 +43,38 @@ class Block:
     text: str
     # Where it begins.
     line: int
+    # What it stands under.
+    heading: str
 
 
 def blocks(document: Path) -> Iterator[Block]:
     """The blocks of a document, in order."""
     text = document.read_text()
     for found in _BLOCK.finditer(text):
-        yield Block(found[1], found[2], text.count("\n", 0, found.start()) + 1)
+        before = text[: found.start()]
+        # A comment of a block of shell looks like a heading.
+        headings = _HEADING.findall(_BLOCK.sub("", before))
+        yield Block(found[1], found[2], before.count("\n") + 1, headings[-1] if headings else "")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command of a block of shell, and the comment behind it."""
+
+    command: str
+    comment: str
+
+
+def lines(block: Block) -> Iterator[Line]:
+    """The commands of a block of shell; what a backslash continues is one."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        command, _, comment = line.partition(" # ")
+        yield Line(command.strip(), comment.strip())
+
+
+def is_what_is_shown(printed: str, shown: str) -> bool:
+    """Whether a program printed what a document shows, at whatever time."""
+    return _TIME.sub("", printed) == _TIME.sub("", shown)
 
 
 class Reader:
@@ -76,19 +104,19 @@ class Reader:
         printed = ""
         try:
             for block in blocks(document):
-                text = block.text
-                for shown, real in self._replace.items():
-                    text = text.replace(shown, real)
+                text = self._real(block.text)
                 where = f"{document.name}:{block.line}"
                 if block.language == "text":
-                    assert printed == text, f"{where}: it prints\n{printed}"
+                    assert is_what_is_shown(printed, text), f"{where}: it prints\n{printed}"
                 elif block.language == "sh":
                     printed = self._run_shell(text, where)
                 elif block.language == "python":
                     printed = self._run_python(text, where)
                 elif block.language in self._shown:
                     files = self._shown[block.language]
-                    assert any(block.text.strip() in file.read_text() for file in files), f"{where}: {files} hold no such code"
+                    assert any(block.text.strip() in file.read_text() for file in files), (
+                        f"{where}: {files} hold no such code"
+                    )
                 else:
                     raise AssertionError(f"{where}: nothing runs a block of {block.language}")
                 ran += 1
@@ -98,18 +126,70 @@ class Reader:
                 self._interpreter.wait()
         return ran
 
+    def type(self, line: Line) -> str:
+        """Types a command alone, which does what its comment says, and tells what it printed.
+
+        "exit code 4" at the comment's end is how it ends, and "Ctrl-C" what ends it. It prints an outcome that stands before a
+        colon, and a reason that stands after one.
+        """
+        command = self._real(line.command)
+        if "Ctrl-C" in line.comment:
+            done = self._run_until_ctrl_c(command)
+            # Its own exit code, not the signal's.
+            expected = {0, 1}
+        else:
+            done = self._run_bash(command)
+            ended = re.search(r"exit code (\d+)$", line.comment)
+            expected = {int(ended[1]) if ended else 0}
+        said = done.stdout + done.stderr
+        assert done.returncode in expected, f"{command}: {done.returncode}\n{said}"
+        for word in re.findall(r"\b[A-Z_]{5,}(?=:)|(?<=: )[A-Z_]{5,}\b", line.comment):
+            assert word in said, f"{command}: prints no {word}\n{said}"
+        return done.stdout
+
+    def _real(self, text: str) -> str:
+        for shown, real in self._replace.items():
+            text = text.replace(shown, real)
+        return text
+
     def _run_shell(self, text: str, where: str) -> str:
+        done = self._run_bash(f"set -euo pipefail\n{text}")
+        assert done.returncode == 0, f"{where}: {done.stderr}\n{done.stdout}"
+        return done.stdout
+
+    def _run_bash(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Runs a script to its end; the next one has the environment that it leaves."""
         note = self._folder / ".environment"
-        script = f"set -euo pipefail\n{text}\nenv -0 >'{note}'"
-        command = ["bash", "-c", script]
+        command = ["bash", "-c", f"trap \"env -0 >'{note}'\" EXIT\n{script}"]
         done = subprocess.run(
             command, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=PATIENCE_S
         )
-        assert done.returncode == 0, f"{where}: {done.stderr}\n{done.stdout}"
         pairs = (pair.split("=", 1) for pair in note.read_text().split("\0") if pair)
         self._environment = dict(pairs)
         note.unlink()
-        return done.stdout
+        return done
+
+    def _run_until_ctrl_c(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Runs a script until it has printed something, on whichever output, and then ends it."""
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            cwd=self._folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # A terminal sends its signal to all that the line has started.
+            start_new_session=True,
+        )
+        watchdog = threading.Timer(PATIENCE_S, os.killpg, [process.pid, signal.SIGKILL])
+        watchdog.start()
+        try:
+            first = process.stdout.readline()
+            os.killpg(process.pid, signal.SIGINT)
+            rest = process.stdout.read()
+            return subprocess.CompletedProcess(process.args, process.wait(), first + rest, "")
+        finally:
+            watchdog.cancel()
 
     def _run_python(self, text: str, where: str) -> str:
         if self._interpreter is None:
