@@ -11,11 +11,15 @@ import grpc
 import yaml
 from google.protobuf import json_format, symbol_database
 from google.rpc import error_details_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: F401  registers the messages
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from resourceallocator.v1 import resource_allocator_pb2, resource_allocator_pb2_grpc  # noqa: F401
-from resourceallocator.v1 import server_inventory_pb2, server_inventory_pb2_grpc  # noqa: F401
+from resourceallocator.v1 import (
+    resource_allocator_pb2,
+    resource_allocator_pb2_grpc,
+    server_inventory_pb2,
+    server_inventory_pb2_grpc,
+)
 
 DEADLINE_S = 30
 STUBS = {

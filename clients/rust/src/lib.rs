@@ -1,6 +1,7 @@
 //! The generated messages and clients of `proto/`.
 
 /// The package `resourceallocator.v1`.
+#[allow(clippy::all, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("resourceallocator.v1");
 }

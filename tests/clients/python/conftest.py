@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
-from live_service import PATIENCE_S, ROOT, Service, find_binary, live_service  # noqa: E402
+from live_service import PATIENCE_S, ROOT, Service, find_binary, live_service
 
 __all__ = ["PATIENCE_S", "ROOT", "Service", "live_service"]
 

@@ -1,4 +1,4 @@
-"""The pages for callers: every command runs and prints what they say, the code is that of the programs, and no refusal is missing."""
+"""The pages for callers: every command runs and prints what they say, the code is the programs', and no refusal is missing."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from documents import Reader
 from live_service import ROOT, clean_environment, live_service
 
@@ -63,8 +64,9 @@ def test_no_refusal_is_missing():
             expected[value[1]] = (code, disposition)
         comment = []
     assert len(expected) == contract.count("\n  ERROR_REASON_") - 1, "each but UNSPECIFIED"
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([A-Z]+) \| ([^|]+) \|$", (PAGES / "refusals.md").read_text(), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| ([^|]+) \| ([A-Z]+) \| ([^|]+) \|$", (PAGES / "refusals.md").read_text(), re.MULTILINE
+    )
     written = {reason: (code, disposition) for reason, code, disposition, _ in rows}
     assert written == expected
     assert all(what_to_do.strip() for *_, what_to_do in rows)
-

@@ -101,7 +101,10 @@ def test_every_method_of_the_inventory_is_called(call, register):
     assert call(f"{INVENTORY}/GetServer", {"handle": "right"})["server"]["etag"] == created["etag"]
     assert [server["handle"] for server in call(f"{INVENTORY}/ListServers", {})["servers"]] == ["right"]
     # In the JSON that grpcurl reads, a mask is an object.
-    change = {"server": {"handle": "right", "status": "SERVER_STATUS_MAINTENANCE"}, "update_mask": {"paths": ["status"]}}
+    change = {
+        "server": {"handle": "right", "status": "SERVER_STATUS_MAINTENANCE"},
+        "update_mask": {"paths": ["status"]},
+    }
     assert call(f"{INVENTORY}/UpdateServer", change)["server"]["status"] == "SERVER_STATUS_MAINTENANCE"
     report = {"handle": "right", "usage": {"ram_mb": 300, "listening_ports": [22]}}
     assert call(f"{INVENTORY}/ReportUsage", report)["server"]["observed"]["usage"]["listeningPorts"] == [22]
@@ -122,7 +125,8 @@ def test_what_the_readme_shows_works(grpcurl, service, register):
         done = subprocess.run([grpcurl, *arguments], capture_output=True, text=True, timeout=PATIENCE_S)
         # A watch ends when its time is over.
         ended = "DeadlineExceeded" in done.stderr if "-max-time" in arguments else done.returncode == 0
-        assert ended and done.stdout, (arguments, done.stderr)
+        assert ended, (arguments, done.stderr)
+        assert done.stdout, (arguments, done.stderr)
 
 
 def test_the_deploy_that_failed_gets_its_server_and_its_ports(call, register, grpcurl, service):
@@ -153,7 +157,14 @@ def test_the_deploy_that_failed_gets_its_server_and_its_ports(call, register, gr
     assert released["placementRemoved"] is True
     assert "allocations" not in call(f"{ALLOCATOR}/ListAllocations", {})
 
-    command = [grpcurl, "-plaintext", "-d", '{"from_beginning": true}', service.address, f"{ALLOCATOR}/WatchAllocations"]
+    command = [
+        grpcurl,
+        "-plaintext",
+        "-d",
+        '{"from_beginning": true}',
+        service.address,
+        f"{ALLOCATOR}/WatchAllocations",
+    ]
     watch = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     watchdog = threading.Timer(PATIENCE_S, watch.kill)
     watchdog.start()
@@ -180,7 +191,12 @@ def test_a_refusal_is_shown_with_its_reason(run, register):
     assert refused.returncode != 0
     # Releases of grpcurl differ in the blanks.
     told = refused.stderr.replace(" ", "")
-    for word in ["Code:FailedPrecondition", "google.rpc.ErrorInfo", "REQUEST_EXCEEDS_FLEET", '"disposition":"OPERATOR"']:
+    for word in [
+        "Code:FailedPrecondition",
+        "google.rpc.ErrorInfo",
+        "REQUEST_EXCEEDS_FLEET",
+        '"disposition":"OPERATOR"',
+    ]:
         assert word in told, refused.stderr
 
 
@@ -207,4 +223,5 @@ def test_a_service_with_tls_and_tokens_is_called_with_both(grpcurl, binary, tmp_
         read = run(*bearer, service.address, f"{INVENTORY}/ListServers")
         assert read.returncode == 0, read.stderr
         refused = run(*bearer, "-d", '{"handle": "right"}', service.address, f"{INVENTORY}/DeleteServer")
-        assert "PermissionDenied" in refused.stderr and "FORBIDDEN" in refused.stderr
+        assert "PermissionDenied" in refused.stderr
+        assert "FORBIDDEN" in refused.stderr

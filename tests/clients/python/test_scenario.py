@@ -3,6 +3,7 @@
 import re
 
 import yaml
+
 from live_service import ROOT
 
 
