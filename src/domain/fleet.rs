@@ -32,7 +32,7 @@ use super::{
     server::{Observation, Observer},
 };
 
-/// For how long the same refusal of the same project is not told again (contract, "AllocationEvent").
+/// For how long the same refusal of the same project is not told again (`AllocationEvent.requested`).
 pub const REFUSAL_QUIET: Duration = Duration::seconds(10);
 
 /// A pool's servers in memory.

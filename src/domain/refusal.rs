@@ -1,4 +1,4 @@
-//! Refusals: a typed reason, what kind of act it calls for, and the figures (contract, "Refusals"). Every value that a message
+//! Refusals: a typed reason, what kind of act it calls for, and the figures (`error_reason.proto`). Every value that a message
 //! tells is in the metadata too. What they are to gRPC is decided at the edge (`api::status`).
 
 use std::{collections::BTreeMap, time::Duration};
@@ -202,7 +202,7 @@ impl Refusal {
 mod tests {
     use super::*;
 
-    /// The contract's table, and what `error_reason.proto` adds to it for the inventory.
+    /// What `error_reason.proto` lists of them.
     const CONTRACT: [(Reason, &str, Disposition); 21] = [
         (Reason::ServerNotFound, "SERVER_NOT_FOUND", Disposition::Caller),
         (Reason::ProjectNotFound, "PROJECT_NOT_FOUND", Disposition::Caller),

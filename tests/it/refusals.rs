@@ -1,5 +1,5 @@
-//! Every refusal of the contract's table: the same through an ensure, its preview and a search, told once in the log, and nothing
-//! else written.
+//! Every refusal of a placement in `error_reason.proto`: the same through an ensure, its preview and a search, told once in the
+//! log, and nothing else written.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -144,7 +144,7 @@ const CASES: &[Case] = &[
     case("servers_in_use", "DELETE FROM servers WHERE handle = 'a'"),
     case("servers_in_use", "DELETE FROM servers"),
 
-    // Contract, rule 5: no server is oversold, by a new placement or by one that grows, in any resource.
+    // As EnsureAllocation promises, no server is oversold, by a new placement or by one that grows, in any resource.
     case("servers_reserved_within_capacity", "INSERT INTO placements VALUES ('new', 'a', 401, 0, 0, 1)"),
     case("servers_reserved_within_capacity", "INSERT INTO placements VALUES ('new', 'a', 0, 401, 0, 1)"),
     case("servers_reserved_within_capacity", "INSERT INTO placements VALUES ('new', 'a', 0, 0, 401, 1)"),

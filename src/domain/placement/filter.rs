@@ -1,4 +1,4 @@
-//! Admission, then fit: the one predicate, as a funnel of stages in one order (contract, "The funnel"). Every stage is a hard
+//! Admission, then fit: the one predicate, as a funnel of stages in one order (`Rejection.reason`). Every stage is a hard
 //! rule; preferences are in `score`.
 
 use std::{collections::BTreeMap, time::Duration};

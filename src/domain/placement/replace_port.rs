@@ -23,7 +23,7 @@ pub enum PortReplacement {
     },
 }
 
-/// Decides a report of a port in use. A new port is something new, so the server must admit work (contract, rule 4).
+/// Decides a report of a port in use. A new port is something new, so the server must admit work (`Placement.server_admissible`).
 ///
 /// # Errors
 /// `PROJECT_NOT_FOUND`, `MODULE_NOT_FOUND`, `BOUND_SERVER_NOT_ADMISSIBLE`, or `PORTS_EXHAUSTED`.

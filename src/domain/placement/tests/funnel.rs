@@ -1,4 +1,4 @@
-//! The funnel (contract, "The funnel"): every cause alone, every pair of causes, and what each refusal tells.
+//! The funnel (`Rejection.reason`): every cause alone, every pair of causes, and what each refusal tells.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The rules of `EnsureAllocation` (contract) that are not refusals.
+//! The rules of `EnsureAllocation` that are not refusals.
 
 use crate::domain::{
     Fleet, Port, Reason, ResourceRequest, Resources,

@@ -25,7 +25,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT, CALLER. A field is malformed; BadRequest lists every bad field at once.
+    """INVALID_ARGUMENT, CALLER. Fields are malformed. BadRequest lists them, each by its path: the first 50, or what of them fits into
+    2,500 bytes. The message tells of the first five and says how many more of the 50 there are.
 
         { "reason": "INVALID_REQUEST", "metadata": { "fields": "project_id, modules[3].port" } }
     """
@@ -105,9 +106,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "UNAUTHENTICATED", "metadata": {} }
     """
     ERROR_REASON_FORBIDDEN: _ErrorReason.ValueType  # 17
-    """PERMISSION_DENIED, CALLER. The caller's role may not do this.
+    """PERMISSION_DENIED, CALLER. The caller's role may not do this, or not for this project. Where a call names no project and the
+    caller is for some alone, `project_id` is missing.
 
-        { "reason": "FORBIDDEN", "metadata": { "role": "viewer" } }
+        { "reason": "FORBIDDEN", "metadata": { "caller": "console", "role": "viewer", "takes": "worker" } }
+        { "reason": "FORBIDDEN", "metadata": { "caller": "deploy-worker", "projects": "shop-, blog/", "project_id": "wiki" } }
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 18
     """ABORTED, CALLER. The server changed since the etag was read: read it again.
@@ -140,9 +143,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "WATCHER_TOO_SLOW", "metadata": { "resume_token": "…" } }
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 24
-    """RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The service has more requests waiting than it takes; try again.
+    """RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The service has more requests waiting, or more connections, than it takes; try
+    again, in the second case on a new connection.
 
         { "reason": "OVERLOADED", "metadata": { "queue_limit": "4096" } }
+        { "reason": "OVERLOADED", "metadata": { "connection_limit": "10000" } }
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 25
     """UNAVAILABLE, TECHNICAL, with RetryInfo. The service is shutting down; another replica answers.
@@ -157,7 +162,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 27
     """INTERNAL, TECHNICAL. A fault of the service; its log has the chain under the request's id.
 
-        { "reason": "INTERNAL", "metadata": { "request_id": "…" } }
+        { "reason": "INTERNAL", "metadata": {} }
     """
     ERROR_REASON_EXTERNAL_ID_TAKEN: _ErrorReason.ValueType  # 28
     """ALREADY_EXISTS, CALLER. Another server carries this external id of this source.
@@ -213,7 +218,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT, CALLER. A field is malformed; BadRequest lists every bad field at once.
+"""INVALID_ARGUMENT, CALLER. Fields are malformed. BadRequest lists them, each by its path: the first 50, or what of them fits into
+2,500 bytes. The message tells of the first five and says how many more of the 50 there are.
 
     { "reason": "INVALID_REQUEST", "metadata": { "fields": "project_id, modules[3].port" } }
 """
@@ -293,9 +299,11 @@ ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 16
     { "reason": "UNAUTHENTICATED", "metadata": {} }
 """
 ERROR_REASON_FORBIDDEN: ErrorReason.ValueType  # 17
-"""PERMISSION_DENIED, CALLER. The caller's role may not do this.
+"""PERMISSION_DENIED, CALLER. The caller's role may not do this, or not for this project. Where a call names no project and the
+caller is for some alone, `project_id` is missing.
 
-    { "reason": "FORBIDDEN", "metadata": { "role": "viewer" } }
+    { "reason": "FORBIDDEN", "metadata": { "caller": "console", "role": "viewer", "takes": "worker" } }
+    { "reason": "FORBIDDEN", "metadata": { "caller": "deploy-worker", "projects": "shop-, blog/", "project_id": "wiki" } }
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 18
 """ABORTED, CALLER. The server changed since the etag was read: read it again.
@@ -328,9 +336,11 @@ ERROR_REASON_WATCHER_TOO_SLOW: ErrorReason.ValueType  # 23
     { "reason": "WATCHER_TOO_SLOW", "metadata": { "resume_token": "…" } }
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 24
-"""RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The service has more requests waiting than it takes; try again.
+"""RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The service has more requests waiting, or more connections, than it takes; try
+again, in the second case on a new connection.
 
     { "reason": "OVERLOADED", "metadata": { "queue_limit": "4096" } }
+    { "reason": "OVERLOADED", "metadata": { "connection_limit": "10000" } }
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 25
 """UNAVAILABLE, TECHNICAL, with RetryInfo. The service is shutting down; another replica answers.
@@ -345,7 +355,7 @@ ERROR_REASON_NOT_IMPLEMENTED: ErrorReason.ValueType  # 26
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 27
 """INTERNAL, TECHNICAL. A fault of the service; its log has the chain under the request's id.
 
-    { "reason": "INTERNAL", "metadata": { "request_id": "…" } }
+    { "reason": "INTERNAL", "metadata": {} }
 """
 ERROR_REASON_EXTERNAL_ID_TAKEN: ErrorReason.ValueType  # 28
 """ALREADY_EXISTS, CALLER. Another server carries this external id of this source.

@@ -51,7 +51,7 @@ class AllocationEvent(_message.Message):
     project_id: _builtins.str
     """The project that the event is about; empty for changes of the inventory."""
     server_handle: _builtins.str
-    """The server that the event is about; empty where none was chosen."""
+    """The server that the event is about; empty where none was chosen, and in every `requested`."""
     request_id: _builtins.str
     """The request that caused it, as in the service's logs."""
     actor: _builtins.str
@@ -62,7 +62,10 @@ class AllocationEvent(_message.Message):
 
     @_builtins.property
     def requested(self) -> Global___Requested:
-        """An ensure was asked for that changes something or was refused."""
+        """An ensure was asked for that changes something or was refused. A refusal of the same project for the same reason, within 10 s
+        of the one that was told, writes nothing: neither this nor `failed`. A watcher of the server that the operation is on gets
+        this event too.
+        """
 
     @_builtins.property
     def waiting(self) -> Global___Waiting:
@@ -82,7 +85,7 @@ class AllocationEvent(_message.Message):
 
     @_builtins.property
     def failed(self) -> Global___Failed:
-        """The ensure was refused."""
+        """The ensure was refused. The same refusal again within 10 s is not told: see `requested`."""
 
     @_builtins.property
     def released(self) -> Global___Released:

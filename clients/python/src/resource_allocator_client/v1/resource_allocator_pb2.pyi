@@ -66,7 +66,7 @@ class EnsureAllocationRequest(_message.Message):
     start_port: _builtins.int
     """The lowest port to consider, 1 to 65535, default 8000."""
     strategy: _types_pb2.PlacementStrategy.ValueType
-    """Which of the servers that fit is chosen, SPREAD when unset."""
+    """Which of the servers that fit is chosen. Unset: the service's default, which is SPREAD unless `serve --strategy` says otherwise."""
     validate_only: _builtins.bool
     """Answers what would happen (server, ports, or the refusal) and writes nothing."""
     @_builtins.property
@@ -78,7 +78,9 @@ class EnsureAllocationRequest(_message.Message):
     @_builtins.property
     def resources(self) -> _types_pb2.Resources:
         """What the project needs at least. Unset fields take the server's defaults (RAM 512 MB, disk 1024 MB, CPU 0) on first
-        placement and keep what is reserved on a repeat. A larger value grows the reservation, a smaller one never shrinks it.
+        placement and keep what is reserved on a repeat. A larger value grows the reservation, a smaller one never shrinks it. On a
+        server that is over its capacity, a project that is placed there may still get a module, or more of a resource of which
+        there is room: what it asks nothing more of cannot get worse by it.
         """
 
     @_builtins.property
@@ -481,7 +483,7 @@ class FindServerRequest(_message.Message):
     start_port: _builtins.int
     """The lowest port to consider, 1 to 65535, default 8000."""
     strategy: _types_pb2.PlacementStrategy.ValueType
-    """How the servers that fit are ranked, SPREAD when unset."""
+    """How the servers that fit are ranked. Unset: the service's default, which is SPREAD unless `serve --strategy` says otherwise."""
     max_candidates: _builtins.int
     """How many candidates at the most, default 1, at most 100."""
     explain: _builtins.bool
@@ -534,7 +536,7 @@ class Candidate(_message.Message):
     """
     @_builtins.property
     def server(self) -> _types_pb2.Server:
-        """The server."""
+        """The server, without its `create_time` and `update_time`, which only calls of ServerInventory tell."""
 
     @_builtins.property
     def free(self) -> _types_pb2.FreeResources:
@@ -567,7 +569,9 @@ class Rejection(_message.Message):
     server_handle: _builtins.str
     """The server."""
     reason: _builtins.str
-    """The stage of the funnel that left it out: LABELS, UNMANAGED, SIZE, STATUS, USAGE_STALE, CAPACITY or PORTS."""
+    """The stage of the funnel that left it out. In their order they are LABELS, UNMANAGED, SIZE, STATUS, USAGE_STALE, CAPACITY and
+    PORTS.
+    """
     detail: _builtins.str
     """The same in words, with the figures."""
     def __init__(
@@ -983,7 +987,9 @@ class WatchAllocationsRequest(_message.Message):
     project_id: _builtins.str
     """Only events of this project. Unset: of every project and of the inventory."""
     server_handle: _builtins.str
-    """Only events of this server. Unset: of every server."""
+    """Only events of operations on this server, `requested` among them although its own `server_handle` is empty, and `relocated` of
+    a project that left it. Refusals and the line are of no server. Unset: of every server.
+    """
     resume_token: _builtins.str
     """Start after the event that this token names. Empty: not resumed."""
     from_beginning: _builtins.bool

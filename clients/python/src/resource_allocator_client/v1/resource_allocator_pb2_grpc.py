@@ -28,6 +28,8 @@ if _version_not_supported:
 class ResourceAllocatorStub(object):
     """Gives projects a place to run. Every error carries a google.rpc.ErrorInfo of the domain `resourceallocator`,
     whose reason is one of `ErrorReason` and whose metadata names the disposition: WAIT, OPERATOR, CALLER or TECHNICAL.
+    Beside the errors that each call names, any call may get UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED, DEADLINE_PASSED, OVERLOADED,
+    DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that cannot be read.
     """
 
     def __init__(self, channel):
@@ -91,11 +93,14 @@ class ResourceAllocatorStub(object):
 class ResourceAllocatorServicer(object):
     """Gives projects a place to run. Every error carries a google.rpc.ErrorInfo of the domain `resourceallocator`,
     whose reason is one of `ErrorReason` and whose metadata names the disposition: WAIT, OPERATOR, CALLER or TECHNICAL.
+    Beside the errors that each call names, any call may get UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED, DEADLINE_PASSED, OVERLOADED,
+    DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that cannot be read.
     """
 
     def EnsureAllocation(self, request, context):
         """Places a project on a server, once, and gives every module of it a port. Repeats change nothing and answer the same.
-        All or nothing: server, capacity and every port, or no change at all. A lost answer is harmless: repeat the call.
+        All or nothing: server, capacity and every port, or no change at all. No server's reservations grow past its budget, and no
+        port of a server and protocol is given twice. A lost answer is harmless: repeat the call.
 
         Errors: INVALID_REQUEST, SERVER_NOT_FOUND, and the funnel's: NO_SERVERS, NO_MATCHING_SERVER, NO_ADMISSIBLE_SERVER,
         REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
@@ -139,7 +144,7 @@ class ResourceAllocatorServicer(object):
     def GetPlacement(self, request, context):
         """Reads one project's placement with all its allocations.
 
-        Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, DATABASE_UNAVAILABLE.
+        Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, OVERLOADED, DATABASE_UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -262,6 +267,8 @@ def add_ResourceAllocatorServicer_to_server(servicer, server):
 class ResourceAllocator(object):
     """Gives projects a place to run. Every error carries a google.rpc.ErrorInfo of the domain `resourceallocator`,
     whose reason is one of `ErrorReason` and whose metadata names the disposition: WAIT, OPERATOR, CALLER or TECHNICAL.
+    Beside the errors that each call names, any call may get UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED, DEADLINE_PASSED, OVERLOADED,
+    DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that cannot be read.
     """
 
     @staticmethod

@@ -29,6 +29,8 @@ GRPC_VERSION: str
 class ResourceAllocatorStub:
     """Gives projects a place to run. Every error carries a google.rpc.ErrorInfo of the domain `resourceallocator`,
     whose reason is one of `ErrorReason` and whose metadata names the disposition: WAIT, OPERATOR, CALLER or TECHNICAL.
+    Beside the errors that each call names, any call may get UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED, DEADLINE_PASSED, OVERLOADED,
+    DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that cannot be read.
     """
 
     @_typing.overload
@@ -37,7 +39,8 @@ class ResourceAllocatorStub:
     def __new__(cls, channel: _aio.Channel) -> ResourceAllocatorAsyncStub: ...
     EnsureAllocation: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.EnsureAllocationRequest, _resource_allocator_pb2.EnsureAllocationResponse]
     """Places a project on a server, once, and gives every module of it a port. Repeats change nothing and answer the same.
-    All or nothing: server, capacity and every port, or no change at all. A lost answer is harmless: repeat the call.
+    All or nothing: server, capacity and every port, or no change at all. No server's reservations grow past its budget, and no
+    port of a server and protocol is given twice. A lost answer is harmless: repeat the call.
 
     Errors: INVALID_REQUEST, SERVER_NOT_FOUND, and the funnel's: NO_SERVERS, NO_MATCHING_SERVER, NO_ADMISSIBLE_SERVER,
     REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
@@ -65,7 +68,7 @@ class ResourceAllocatorStub:
     GetPlacement: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.GetPlacementRequest, _resource_allocator_pb2.GetPlacementResponse]
     """Reads one project's placement with all its allocations.
 
-    Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, DATABASE_UNAVAILABLE.
+    Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, OVERLOADED, DATABASE_UNAVAILABLE.
     """
     FindServer: _grpc.UnaryUnaryMultiCallable[_resource_allocator_pb2.FindServerRequest, _resource_allocator_pb2.FindServerResponse]
     """Says which server EnsureAllocation would choose now for a project that is not placed, ranked, and why each other was
@@ -105,12 +108,15 @@ class ResourceAllocatorStub:
 class ResourceAllocatorAsyncStub(ResourceAllocatorStub):
     """Gives projects a place to run. Every error carries a google.rpc.ErrorInfo of the domain `resourceallocator`,
     whose reason is one of `ErrorReason` and whose metadata names the disposition: WAIT, OPERATOR, CALLER or TECHNICAL.
+    Beside the errors that each call names, any call may get UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED, DEADLINE_PASSED, OVERLOADED,
+    DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that cannot be read.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     EnsureAllocation: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.EnsureAllocationRequest, _resource_allocator_pb2.EnsureAllocationResponse]  # type: ignore[assignment]
     """Places a project on a server, once, and gives every module of it a port. Repeats change nothing and answer the same.
-    All or nothing: server, capacity and every port, or no change at all. A lost answer is harmless: repeat the call.
+    All or nothing: server, capacity and every port, or no change at all. No server's reservations grow past its budget, and no
+    port of a server and protocol is given twice. A lost answer is harmless: repeat the call.
 
     Errors: INVALID_REQUEST, SERVER_NOT_FOUND, and the funnel's: NO_SERVERS, NO_MATCHING_SERVER, NO_ADMISSIBLE_SERVER,
     REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
@@ -138,7 +144,7 @@ class ResourceAllocatorAsyncStub(ResourceAllocatorStub):
     GetPlacement: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.GetPlacementRequest, _resource_allocator_pb2.GetPlacementResponse]  # type: ignore[assignment]
     """Reads one project's placement with all its allocations.
 
-    Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, DATABASE_UNAVAILABLE.
+    Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, OVERLOADED, DATABASE_UNAVAILABLE.
     """
     FindServer: _aio.UnaryUnaryMultiCallable[_resource_allocator_pb2.FindServerRequest, _resource_allocator_pb2.FindServerResponse]  # type: ignore[assignment]
     """Says which server EnsureAllocation would choose now for a project that is not placed, ranked, and why each other was
@@ -177,6 +183,8 @@ class ResourceAllocatorAsyncStub(ResourceAllocatorStub):
 class ResourceAllocatorServicer(metaclass=_abc_1.ABCMeta):
     """Gives projects a place to run. Every error carries a google.rpc.ErrorInfo of the domain `resourceallocator`,
     whose reason is one of `ErrorReason` and whose metadata names the disposition: WAIT, OPERATOR, CALLER or TECHNICAL.
+    Beside the errors that each call names, any call may get UNAUTHENTICATED, FORBIDDEN, RATE_LIMITED, DEADLINE_PASSED, OVERLOADED,
+    DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that cannot be read.
     """
 
     @_abc_1.abstractmethod
@@ -186,7 +194,8 @@ class ResourceAllocatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_resource_allocator_pb2.EnsureAllocationResponse, _abc.Awaitable[_resource_allocator_pb2.EnsureAllocationResponse]]:
         """Places a project on a server, once, and gives every module of it a port. Repeats change nothing and answer the same.
-        All or nothing: server, capacity and every port, or no change at all. A lost answer is harmless: repeat the call.
+        All or nothing: server, capacity and every port, or no change at all. No server's reservations grow past its budget, and no
+        port of a server and protocol is given twice. A lost answer is harmless: repeat the call.
 
         Errors: INVALID_REQUEST, SERVER_NOT_FOUND, and the funnel's: NO_SERVERS, NO_MATCHING_SERVER, NO_ADMISSIBLE_SERVER,
         REQUEST_EXCEEDS_FLEET, USAGE_STALE, INSUFFICIENT_CAPACITY, PORT_TAKEN, PORTS_EXHAUSTED; for a project that is placed:
@@ -238,7 +247,7 @@ class ResourceAllocatorServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_resource_allocator_pb2.GetPlacementResponse, _abc.Awaitable[_resource_allocator_pb2.GetPlacementResponse]]:
         """Reads one project's placement with all its allocations.
 
-        Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, DATABASE_UNAVAILABLE.
+        Errors: INVALID_REQUEST, PROJECT_NOT_FOUND, OVERLOADED, DATABASE_UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

@@ -207,7 +207,9 @@ class UpdateServerRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Required: paths such as `status`, `capacity` or `capacity.ram_mb`. Of the server's fields these can be changed: address,
-        status, managed, labels, capacity, headroom, port_range, excluded_ports, source, external_id.
+        status, managed, labels, capacity, headroom, overcommit_percent, port_range, excluded_ports, source, external_id; each
+        amount by itself as `capacity` or `headroom` with `.cpu_millis`, `.ram_mb` or `.disk_mb`, and as `overcommit_percent` with
+        `.cpu`, `.ram` or `.disk`.
         """
 
     def __init__(

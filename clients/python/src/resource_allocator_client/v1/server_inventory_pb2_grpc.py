@@ -26,7 +26,9 @@ if _version_not_supported:
 
 
 class ServerInventoryStub(object):
-    """Keeps the servers. Errors as in ResourceAllocator.
+    """Keeps the servers. Errors as in ResourceAllocator; beside those that each call names, any call may get UNAUTHENTICATED, FORBIDDEN,
+    RATE_LIMITED, DEADLINE_PASSED, OVERLOADED, DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that
+    cannot be read.
     """
 
     def __init__(self, channel):
@@ -88,7 +90,9 @@ class ServerInventoryStub(object):
 
 
 class ServerInventoryServicer(object):
-    """Keeps the servers. Errors as in ResourceAllocator.
+    """Keeps the servers. Errors as in ResourceAllocator; beside those that each call names, any call may get UNAUTHENTICATED, FORBIDDEN,
+    RATE_LIMITED, DEADLINE_PASSED, OVERLOADED, DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that
+    cannot be read.
     """
 
     def RegisterServer(self, request, context):
@@ -249,7 +253,9 @@ def add_ServerInventoryServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ServerInventory(object):
-    """Keeps the servers. Errors as in ResourceAllocator.
+    """Keeps the servers. Errors as in ResourceAllocator; beside those that each call names, any call may get UNAUTHENTICATED, FORBIDDEN,
+    RATE_LIMITED, DEADLINE_PASSED, OVERLOADED, DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that
+    cannot be read.
     """
 
     @staticmethod

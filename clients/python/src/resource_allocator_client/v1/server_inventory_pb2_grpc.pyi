@@ -27,7 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ServerInventoryStub:
-    """Keeps the servers. Errors as in ResourceAllocator."""
+    """Keeps the servers. Errors as in ResourceAllocator; beside those that each call names, any call may get UNAUTHENTICATED, FORBIDDEN,
+    RATE_LIMITED, DEADLINE_PASSED, OVERLOADED, DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that
+    cannot be read.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -92,7 +95,10 @@ class ServerInventoryStub:
 
 @_typing.type_check_only
 class ServerInventoryAsyncStub(ServerInventoryStub):
-    """Keeps the servers. Errors as in ResourceAllocator."""
+    """Keeps the servers. Errors as in ResourceAllocator; beside those that each call names, any call may get UNAUTHENTICATED, FORBIDDEN,
+    RATE_LIMITED, DEADLINE_PASSED, OVERLOADED, DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that
+    cannot be read.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterServer: _aio.UnaryUnaryMultiCallable[_server_inventory_pb2.RegisterServerRequest, _server_inventory_pb2.RegisterServerResponse]  # type: ignore[assignment]
@@ -153,7 +159,10 @@ class ServerInventoryAsyncStub(ServerInventoryStub):
     """
 
 class ServerInventoryServicer(metaclass=_abc_1.ABCMeta):
-    """Keeps the servers. Errors as in ResourceAllocator."""
+    """Keeps the servers. Errors as in ResourceAllocator; beside those that each call names, any call may get UNAUTHENTICATED, FORBIDDEN,
+    RATE_LIMITED, DEADLINE_PASSED, OVERLOADED, DATABASE_UNAVAILABLE, SHUTTING_DOWN or INTERNAL, and INVALID_REQUEST for a message that
+    cannot be read.
+    """
 
     @_abc_1.abstractmethod
     def RegisterServer(
