@@ -1,6 +1,7 @@
-//! Files that are read again when they change, while the service runs: certificates and credentials.
+//! Files that people name, of a bounded size, and those that are read again when they change, while the service runs: certificates,
+//! credentials and levels of the log.
 //!
-//! What they say is replaced as a whole, and only by something that is sound. Their contents are compared, not their times: a
+//! What the latter say is replaced as a whole, and only by something that is sound. Their contents are compared, not their times: a
 //! mounted secret is a link to a link, and is replaced by turning one of them.
 
 use std::{

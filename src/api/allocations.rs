@@ -1,4 +1,4 @@
-//! The RPCs of `ResourceAllocator`, but for the watch.
+//! EnsureAllocation, ReleaseAllocation, ListAllocations, GetPlacement and FindServer.
 
 use super::{Api, PageToken, call_notes, decode, encode, page_token, status::ApiError, token::filter_key};
 use crate::{

@@ -1,4 +1,4 @@
-//! The RPCs of `ServerInventory`.
+//! The RPCs of `ServerInventory`, but for DrainServer.
 
 use super::{Api, PageToken, decode, encode, page_token, status::ApiError, token::filter_key};
 use crate::{

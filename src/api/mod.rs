@@ -1,4 +1,5 @@
-//! The gRPC edge: decode, call, encode. One line for each RPC here, its work in `allocations`, `inventory` and `watch`.
+//! The gRPC edge: decode, call, encode. One line for each RPC here, its work in `allocations`, `batch`, `inventory`, `relocations`,
+//! `waiting` and `watch`.
 //!
 //! `decode` and `encode` translate, `status` is the one place that names status codes.
 

@@ -1,7 +1,8 @@
 //! The command line: the service and its client in one binary.
 //!
 //! Data goes to standard output, talk to standard error. A new command is a module, a variant of `Command` and a line in
-//! `Command::run`. `serve`, `migrate` and `token` bring their own flags; every other command takes `ClientArgs`.
+//! `Command::run`. `serve`, `migrate`, `audit`, `token` and `completions` bring their own flags; every other command takes
+//! `ClientArgs`.
 
 mod allocations;
 mod audit;

@@ -1,7 +1,7 @@
 //! Postgres: one file for each aggregate. The tables are the truth and their constraints the guard; see `migrations/`.
 //!
-//! Functions borrow a connection; transactions are begun and committed by the allocator alone, through [`WriteTransaction`]
-//! and [`Store::begin_snapshot`].
+//! Functions borrow a connection; transactions are begun and committed by the allocator alone: the combiner's by `write`, those
+//! beside it by [`Store::begin_snapshot`], [`Store::begin_load`] and [`Store::begin_upkeep`].
 
 mod actors;
 pub mod allocations;

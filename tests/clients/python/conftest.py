@@ -21,7 +21,7 @@ def binary() -> Path:
 
 @pytest.fixture(scope="session")
 def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the generated stubs, as README.md makes it; it can be imported from."""
+    """A folder with stubs that are made from proto/, as callers make their own; it can be imported from."""
     folder = tmp_path_factory.mktemp("stubs")
     protos = sorted((ROOT / "proto").rglob("*.proto"))
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}"]
