@@ -1,9 +1,11 @@
-//! The shape of `src`: imports point one way, the domain is pure, and one file turns errors into gRPC's.
+//! The shape of `src`: imports point one way, the domain is pure, and one file turns errors into gRPC's; and the page of lessons,
+//! whose codes the source and the tests name.
 //!
 //! It reads the source as tokens, so that comments and strings count for nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
 };
@@ -75,9 +77,6 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// The most lines of a file, its tests not counted.
 const MAX_LINES: usize = 400;
 
-/// Files that are longer for now, and how long each may be. One that was split is taken off the list.
-const TOO_LONG: &[(&str, usize)] = &[];
-
 /// What the domain must not name: no IO, no clock, no randomness, no database, no transport.
 const IMPURE: &[&str] = &[
     "sqlx",
@@ -129,21 +128,25 @@ impl File {
     }
 }
 
-fn sources() -> Vec<File> {
-    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                found.push(path);
-            }
+/// The files below a folder whose names end so, in order.
+fn files(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let extension = path.extension().and_then(OsStr::to_str);
+        if path.is_dir() {
+            found.extend(files(&path, extensions));
+        } else if extension.is_some_and(|extension| extensions.contains(&extension)) {
+            found.push(path);
         }
     }
+    found.sort();
+    found
+}
+
+fn sources() -> Vec<File> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut paths = Vec::new();
-    walk(&root, &mut paths);
-    paths.sort();
+    let paths = files(&root, &["rs"]);
     assert!(paths.len() > 50, "the source is not where it was: {}", root.display());
     paths
         .into_iter()
@@ -344,12 +347,7 @@ fn no_file_is_longer_than_can_be_read_at_once() {
         .map(|file| (file.path, file.code.lines().count()))
         .filter(|(_, lines)| *lines > MAX_LINES)
         .collect();
-    let known: Vec<&str> = TOO_LONG.iter().map(|(path, _)| *path).collect();
-    let names: Vec<&str> = long.iter().map(|(path, _)| path.as_str()).collect();
-    assert_eq!(names, known, "more than {MAX_LINES} lines: {long:?}");
-    for ((path, lines), (_, limit)) in long.iter().zip(TOO_LONG) {
-        assert!(lines <= limit, "{path} grew to {lines} lines");
-    }
+    assert!(long.is_empty(), "more than {MAX_LINES} lines: {long:?}");
 }
 
 #[test]
@@ -357,6 +355,68 @@ fn every_module_says_what_it_is() {
     let silent: Vec<_> =
         sources().into_iter().filter(|file| !file.text.starts_with("//! ")).map(|file| file.path).collect();
     assert!(silent.is_empty(), "{silent:?}");
+}
+
+/// The lessons whose codes a text has: `L7` in a comment, `l07` in a name.
+fn lessons(text: &str) -> BTreeSet<u32> {
+    let number = |word: &str| {
+        let digits = word.strip_prefix(['L', 'l'])?;
+        let is_code = (1..=2).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_digit());
+        is_code.then(|| digits.parse().unwrap())
+    };
+    text.split(|c: char| !c.is_ascii_alphanumeric()).filter_map(number).collect()
+}
+
+/// The rows of the page: the number of a lesson, and the tests that hold it, each as `file::name`.
+fn rows_of_lessons(page: &str) -> Vec<(u32, Vec<&str>)> {
+    page.lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| L")?.split(" | ");
+            let number = cells.next()?.parse().ok()?;
+            let tests = cells.nth(1)?.split('`').filter(|part| part.contains("::"));
+            Some((number, tests.collect()))
+        })
+        .collect()
+}
+
+#[test]
+fn every_lesson_has_its_rule_and_the_tests_that_hold_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/lessons.md")).unwrap();
+    let rows = rows_of_lessons(&page);
+    let numbers: Vec<u32> = rows.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=47).collect::<Vec<_>>());
+
+    let mut wrong = Vec::new();
+    let mut naming = files(&root.join("src"), &["rs"]);
+    naming.extend(files(&root.join("tests"), &["rs", "py"]));
+    naming.push(root.join("ARCHITECTURE.md"));
+    for path in naming {
+        let named = lessons(&fs::read_to_string(&path).unwrap());
+        let unknown = named.into_iter().filter(|number| !numbers.contains(number));
+        wrong.extend(unknown.map(|number| format!("{}: the page has no L{number}", path.display())));
+    }
+    for (number, tests) in rows {
+        if tests.is_empty() {
+            wrong.push(format!("L{number}: no test holds it"));
+        }
+        for test in tests {
+            let (file, name) = test.split_once("::").unwrap();
+            let text = fs::read_to_string(root.join(file)).unwrap_or_default();
+            if !["fn", "def"].iter().any(|word| text.contains(&format!("{word} {name}("))) {
+                wrong.push(format!("L{number}: there is no {test}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_code_is_found_in_comments_and_in_names() {
+    let text = "/// Fixed (L46), html5. async fn l02_l04_absent() {} fn ties_l26() {} let l = xl3 + l123;";
+    assert_eq!(lessons(text).into_iter().collect::<Vec<_>>(), [2, 4, 26, 46]);
+    let page = "| code | rule | tests |\n| L7 | a rule | `a.rs::f`, `b.py::g` |\n| L8 | none | |";
+    assert_eq!(rows_of_lessons(page), [(7, vec!["a.rs::f", "b.py::g"]), (8, vec![])]);
 }
 
 #[test]

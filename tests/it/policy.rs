@@ -168,7 +168,7 @@ async fn a_policy_changed_by_hand_counts_at_once_and_is_told_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l29_a_budget_below_what_is_reserved_shows_as_negative_and_takes_nothing_more() {
+async fn a_budget_below_what_is_reserved_shows_as_negative_and_takes_nothing_more() {
     let mut service = TestService::start().await;
     let client = &mut service.client;
     client.register(server("a")).await;

@@ -70,7 +70,7 @@ async fn the_module_gets_the_next_port_and_the_one_in_use_is_set_aside() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l03_a_repeat_answers_the_same_port_and_writes_nothing() {
+async fn l06_a_repeat_answers_the_same_port_and_writes_nothing() {
     let mut service = placed().await;
     let client = &mut service.client;
     let first = client.port_in_use("shop", "api", 8000).await.unwrap();
@@ -160,7 +160,7 @@ async fn a_port_that_was_set_aside_is_given_again_when_its_time_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l20_a_range_is_filled_to_both_ends_and_emptied_again() {
+async fn a_range_is_filled_to_both_ends_and_emptied_again() {
     let mut builder = TestService::builder();
     builder.allocator.port_rest = Duration::ZERO;
     let mut service = builder.start().await;

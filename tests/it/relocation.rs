@@ -187,7 +187,7 @@ async fn validate_only_answers_the_same_and_writes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l03_a_repeat_that_names_where_it_was_moves_nothing() {
+async fn l06_a_repeat_that_names_where_it_was_moves_nothing() {
     let mut service = two_servers().await;
     let client = &mut service.client;
     client.ensure("shop", &[]).await.unwrap();
@@ -237,7 +237,7 @@ async fn l46_many_at_once_that_name_where_it_was_are_one_move() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn l30_a_project_moves_off_a_server_that_admits_no_work_and_onto_none() {
+async fn a_project_moves_off_a_server_that_admits_no_work_and_onto_none() {
     let mut service = two_servers().await;
     let client = &mut service.client;
     let (mut from, mut to) = ("a", "b");
