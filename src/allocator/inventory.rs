@@ -150,7 +150,7 @@ pub async fn write(
         Err(refusal) => return Ok(Some(Err(refusal.into()))),
     };
     let handle = server.handle.clone();
-    put(conn, journal, replica, request_id, server).await?;
+    put(conn, journal, replica, request_id, vec![server]).await?;
     let record = servers::find(conn, replica.fleet().policy(), &handle).await?.ok_or_else(|| {
         StoreError::Inconsistent {
             table: "servers",
@@ -162,20 +162,24 @@ pub async fn write(
     Ok(Some(Ok(Answer::Server(Box::new(record)))))
 }
 
-/// Writes a server where it changed.
+/// Writes servers, each named once, where they changed.
 async fn put(
     conn: &mut PgConnection,
     journal: &mut Journal,
     replica: &mut Replica,
     request_id: &str,
-    server: Server,
+    mut servers: Vec<Server>,
 ) -> Result<(), StoreError> {
-    let standing = replica.fleet().get(&server.handle).map(|state| &state.server);
-    if let Some(changed) = ServerChanged::between(standing, &server) {
-        servers::insert_or_update(conn, &server).await?;
-        record(journal, replica, request_id, changed);
-    }
-    Ok(())
+    servers.retain(|server| {
+        let standing = replica.fleet().get(&server.handle).map(|state| &state.server);
+        let changed = ServerChanged::between(standing, server);
+        let is_another = changed.is_some();
+        if let Some(changed) = changed {
+            record(journal, replica, request_id, changed);
+        }
+        is_another
+    });
+    servers::insert_or_update(conn, &servers).await
 }
 
 async fn delete(
@@ -214,16 +218,13 @@ async fn sync(
         Ok(plan) => plan,
         Err(refusal) => return Ok(Err(refusal.into())),
     };
-    for action in plan.values() {
-        match action {
-            SyncAction::Created(server)
-            | SyncAction::Updated(server, _)
-            | SyncAction::MarkedMissing(server) => {
-                put(conn, journal, replica, request_id, server.clone()).await?;
-            }
-            SyncAction::Unchanged | SyncAction::Rejected(_) => {}
+    let servers = plan.values().filter_map(|action| match action {
+        SyncAction::Created(server) | SyncAction::Updated(server, _) | SyncAction::MarkedMissing(server) => {
+            Some(server.clone())
         }
-    }
+        SyncAction::Unchanged | SyncAction::Rejected(_) => None,
+    });
+    put(conn, journal, replica, request_id, servers.collect()).await?;
     let mut seeds: BTreeMap<ServerHandle, Observation> = sync_seeds(replica.fleet(), request, &plan);
     if !seeds.is_empty() {
         for (handle, seed) in &mut seeds {

@@ -338,3 +338,20 @@ async fn a_sync_that_says_nothing_of_the_status_leaves_it() {
     assert_eq!((kept.status(), kept.managed), (ServerStatus::Maintenance, Some(false)));
     assert_eq!(get(client, "gone").await.unwrap().status(), ServerStatus::Decommissioned);
 }
+
+/// Each statement is counted on the pool's row, and a transaction that writes that row thousands of times passes by thousands of its
+/// versions each time: while all others wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_written_by_one_statement() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    let servers: Vec<_> = (0..100).map(|n| server(&format!("web-{n}"))).collect();
+    sync(client, &servers).await;
+    let revisions = "SELECT count(DISTINCT revision) FROM servers";
+    assert_eq!(service.database.count(revisions).await, 1);
+    let moved: Vec<_> =
+        servers.into_iter().map(|server| v1::Server { address: "192.0.2.9".to_owned(), ..server }).collect();
+    sync(client, &moved).await;
+    assert_eq!(service.database.count(revisions).await, 1);
+    assert_eq!(service.database.count("SELECT count(*) FROM servers WHERE address = '192.0.2.9'").await, 100);
+}
