@@ -91,7 +91,7 @@ pub struct DatabaseArgs {
     pub database_url: Option<DatabaseUrl>,
     /// The most connections to it
     #[arg(long, env = "RESOURCE_ALLOCATOR_DATABASE_CONNECTIONS", default_value_t = 16, value_name = "N",
-        value_parser = clap::value_parser!(u32).range(6..=1000))]
+        value_parser = clap::value_parser!(u32).range(7..=1000))]
     pub database_connections: u32,
     /// The folder of the private Postgres [default: /var/lib/resource-allocator for root, else the XDG state folder]
     #[arg(long, env = "RESOURCE_ALLOCATOR_DATA_DIR", value_name = "DIR")]

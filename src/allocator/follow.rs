@@ -82,13 +82,13 @@ impl Follower {
     /// Folds a page of the log; tells whether there may be more.
     async fn follow(&self) -> Result<bool, StoreError> {
         let Some(after) = self.replica.read().await.folded() else { return Ok(false) };
-        let mut conn = self.store.acquire().await?;
+        let mut conn = self.store.acquire_for_follower().await?;
         let entries = match events::list_after(&mut conn, after, PAGE).await {
             // Who has the row reads the tables, which need not be stopped by what this release cannot read in the log.
             Err(StoreError::Inconsistent { .. }) => return Ok(false),
             entries => entries?,
         };
-        drop(conn);
+        conn.keep();
         if entries.is_empty() {
             return Ok(false);
         }

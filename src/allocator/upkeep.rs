@@ -21,6 +21,8 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const STEP: i64 = 500;
 /// How many events are removed at once: a few hundred operations.
 const SPAN: i64 = 2_000;
+/// How long a step may take: a database that is gone without a word says nothing.
+const LIMIT: Duration = Duration::from_mins(1);
 /// How long batches wait for upkeep at the most.
 const LONGEST_TURN: Duration = Duration::from_secs(5);
 /// How many times as long as a step took nothing is removed after it.
@@ -47,8 +49,8 @@ impl Upkeep {
                 while more && self.queue.strong_count() > 0 {
                     let begin = Instant::now();
                     // Both in turn: much of the one does not hold up the other.
-                    let more_ports = self.remove_rested().await?;
-                    more = self.remove_events().await? || more_ports;
+                    let more_ports = in_time(self.remove_rested()).await?;
+                    more = in_time(self.remove_events()).await? || more_ports;
                     tokio::time::sleep(begin.elapsed() * REST).await;
                 }
                 Ok::<_, Error>(())
@@ -103,4 +105,8 @@ impl Upkeep {
         committed.map_err(|_| StoreError::silent())??;
         Ok(true)
     }
+}
+
+async fn in_time(step: impl Future<Output = Result<bool, Error>>) -> Result<bool, Error> {
+    tokio::time::timeout(LIMIT, step).await.unwrap_or_else(|_| Err(StoreError::silent().into()))
 }

@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 use super::{
     call_notes,
     code_name::code_name,
-    decode::{FieldViolation, told},
+    decode::{FieldViolation, MAX_VIOLATIONS, told},
     token::{ResumeToken, Tokens},
 };
 use crate::{
@@ -227,7 +227,10 @@ fn invalid(violations: &[FieldViolation]) -> Answer {
         .map(|violation| format!("{} {}", violation.field, violation.description))
         .collect();
     if violations.len() > MAX_TOLD_VIOLATIONS {
-        told.push(format!("and {} fields more", violations.len() - MAX_TOLD_VIOLATIONS));
+        let more = violations.len() - MAX_TOLD_VIOLATIONS;
+        // Beyond so many they were not counted.
+        let at_least = if violations.len() < MAX_VIOLATIONS { "" } else { "at least " };
+        told.push(format!("and {at_least}{more} fields more"));
     }
     let mut answer = Answer::new(
         Code::InvalidArgument,
@@ -292,6 +295,14 @@ fn allocator(error: &Error) -> Answer {
 fn store(error: &StoreError) -> Answer {
     match error {
         StoreError::Unavailable(_) | StoreError::Busy(_) => database_unavailable(),
+        StoreError::Overloaded { limit } => Answer::new(
+            Code::ResourceExhausted,
+            "OVERLOADED",
+            Disposition::Technical,
+            format!("all {limit} connections to the database that reads share are in use, and nothing was done; try again"),
+        )
+        .with("database_connection_limit", limit)
+        .retry_after(RETRY_SOON),
         StoreError::Constraint { .. } | StoreError::Inconsistent { .. } | StoreError::Driver(_) => {
             Answer::new(
                 Code::Internal,

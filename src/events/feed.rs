@@ -155,11 +155,11 @@ enum Receiver {
 }
 
 impl Listener {
-    /// Whether all that was handed round so far was taken.
+    /// Whether all that was handed round so far was taken. Never of a thread that was lost: it says nothing of what came since.
     pub fn is_empty(&self) -> bool {
         match &self.receiver {
-            Receiver::Everything(receiver) => receiver.is_empty(),
-            Receiver::Subject(receiver) => receiver.is_empty(),
+            Receiver::Everything(receiver) => receiver.is_empty() && !receiver.is_closed(),
+            Receiver::Subject(receiver) => receiver.is_empty() && !receiver.is_closed(),
         }
     }
 
@@ -266,6 +266,7 @@ mod tests {
         // What was handed round before is still taken.
         assert!(matches!(all.recv().await, Ok(Heard::Batch(_))));
         assert!(matches!(before.recv().await, Ok(Heard::Entry(_))));
+        assert!(!all.is_empty() && !before.is_empty(), "there may be more, which they cannot know");
         assert!(matches!(all.recv().await, Err(RecvError::Closed)));
         assert!(matches!(before.recv().await, Err(RecvError::Closed)));
         drop(before);

@@ -219,7 +219,7 @@ impl Watcher {
             match pool.unwrap_or_else(|_| Err(StoreError::silent())) {
                 Ok(pool) if pool.epoch != self.epoch => return Err(WatchError::Restarted.into()),
                 Ok(pool) => return Ok(pool.last_sequence),
-                Err(StoreError::Unavailable(_) | StoreError::Busy(_)) => self.pause().await?,
+                Err(error) if error.may_pass() => self.pause().await?,
                 Err(error) => return Err(WatchError::from(error).into()),
             }
         }
@@ -254,11 +254,7 @@ impl Watcher {
                     Some(batch) => self.give(Arc::new(batch)).await?,
                     None => self.position = target,
                 },
-                Err(WatchError::Store(error))
-                    if matches!(*error, StoreError::Unavailable(_) | StoreError::Busy(_)) =>
-                {
-                    self.pause().await?;
-                }
+                Err(WatchError::Store(error)) if error.may_pass() => self.pause().await?,
                 Err(error) => return Err(error.into()),
             }
         }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use sqlx::PgConnection;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, sleep_until},
@@ -125,7 +126,13 @@ impl Hub {
     /// Hands round what was committed since the last time; whether there was anything and anyone.
     async fn follow(&self) -> Result<bool, StoreError> {
         let mut conn = self.store.acquire_for_tailer().await?;
-        let pool = pools::find(&mut conn).await?;
+        let handed = self.follow_by(&mut conn).await?;
+        conn.keep();
+        Ok(handed)
+    }
+
+    async fn follow_by(&self, conn: &mut PgConnection) -> Result<bool, StoreError> {
+        let pool = pools::find(conn).await?;
         let Some(mut at) = *self.position.borrow() else {
             // Whoever joined before this first look sees for itself what came since.
             self.lose_thread(&pool);
@@ -147,7 +154,7 @@ impl Hub {
                 self.move_to(at);
                 return Ok(false);
             }
-            let entries = events::list_after(&mut conn, at.sequence, PAGE).await?;
+            let entries = events::list_after(conn, at.sequence, PAGE).await?;
             let follows = |entry: &LogEntry| entry.first_sequence == at.sequence + 1;
             let Some(last) = entries.last().filter(|_| entries.first().is_some_and(follows)) else {
                 // Retention dropped what this replica has not read yet.
@@ -168,8 +175,9 @@ impl Hub {
 
     /// Goes on from the end of the log, and has every watcher see for itself what lies between.
     fn lose_thread(&self, pool: &PoolState) {
-        self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
+        // In this order: a watcher that finds the tailer further on has been told before that there is something to see.
         self.feed.lose_thread();
+        self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
     }
 
     fn move_to(&self, position: Position) {

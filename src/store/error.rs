@@ -11,6 +11,12 @@ pub enum StoreError {
     /// Another transaction was in the way for longer than the time limits allow. A new transaction may do.
     #[error("the database was busy for too long")]
     Busy(#[source] sqlx::Error),
+    /// Postgres answers, but every connection that reads share was in use for as long as one waits for one.
+    #[error("all {limit} connections that are shared are in use")]
+    Overloaded {
+        /// How many they are.
+        limit: u32,
+    },
     /// A constraint or guard of the schema refused the write: our plan and the tables disagree.
     #[error("the constraint {constraint} refused the write")]
     Constraint {
@@ -39,6 +45,12 @@ impl StoreError {
     #[must_use]
     pub fn silent() -> Self {
         Self::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Whether the same may succeed a moment later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Busy(_) | Self::Overloaded { .. })
     }
 
     /// A row that cannot be read.

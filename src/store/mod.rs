@@ -12,6 +12,7 @@ pub mod events;
 pub mod hints;
 pub mod leases;
 mod migrations;
+mod own;
 pub mod placements;
 pub mod pools;
 pub mod ports;
@@ -20,7 +21,10 @@ pub mod usage;
 pub mod waiters;
 mod write;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     ConnectOptions as _, Executor as _, PgConnection, PgPool, Postgres, Transaction,
@@ -28,12 +32,13 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use self::hints::HintListener;
 pub use self::{
     error::StoreError,
     migrations::MIGRATOR,
+    own::Kept,
     write::{WriteTransaction, read_clock, write_planned},
 };
+use self::{hints::HintListener, own::Own};
 
 /// Every statement of ours that is run often has its index. A plan that was cached while a table was small, or before its
 /// statistics were gathered, would scan the table all the same, and go on to while it grows.
@@ -90,26 +95,32 @@ pub fn place(connect: &PgConnectOptions) -> String {
 pub struct StoreOptions {
     /// The connection.
     pub connect: PgConnectOptions,
-    /// The most connections that are held, at least 6: the combiner, the reader, the tailer, the ear for other replicas and health
-    /// have one each of their own, and all else shares the others.
+    /// The most connections that are held, at least 7: the combiner, the reader, the follower, the tailer, the ear for other
+    /// replicas and health have one each of their own, and all else shares the others.
     pub max_connections: u32,
     /// How long a request waits for a connection.
     pub acquire_timeout: Duration,
 }
 
 /// Connections. What others do with those that are shared, such as a thousand watchers that read the history, cannot keep the
-/// combiner, the reader, the tailer or health from theirs.
+/// combiner, the reader, the follower, the tailer or health from theirs.
 #[derive(Debug, Clone)]
 pub struct Store {
     shared: PgPool,
     combiner: PgPool,
     reader: PgPool,
-    tailer: PgPool,
-    health: PgPool,
+    follower: Own,
+    tailer: Own,
+    health: Own,
+    /// When Postgres last answered over the connection of health.
+    answered: Arc<Mutex<Option<Instant>>>,
 }
 
 /// How many connections are not shared.
-const OWN: u32 = 5;
+const OWN: u32 = 6;
+/// How long ago Postgres may have answered health for it to be one that answers: health asks every second, and whoever waits for a
+/// connection that the database does not give waits for longer.
+const LATELY: Duration = Duration::from_secs(2);
 
 impl Store {
     /// Prepares the connections; connects when first used.
@@ -139,8 +150,10 @@ impl Store {
             // One each, in use all the time. To test it would be a round trip for each batch; a broken one shows itself at once.
             combiner: pool(1, false, PLAN_ONCE_AND_WRITE),
             reader: pool(1, false, PLAN_ONCE),
-            tailer: pool(1, false, PREFER_INDEXES),
-            health: pool(1, false, PREFER_INDEXES),
+            follower: Own::new(pool(1, false, PREFER_INDEXES)),
+            tailer: Own::new(pool(1, false, PREFER_INDEXES)),
+            health: Own::new(pool(1, false, PREFER_INDEXES)),
+            answered: Arc::default(),
         }
     }
 
@@ -149,16 +162,31 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] when it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(&self.health).await?;
+        let mut conn = self.health.acquire().await?;
+        sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(&mut *conn).await?;
+        conn.keep();
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(())
     }
 
     /// A connection for reads of one statement each.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when none can be had in time.
+    /// [`StoreError::Unavailable`] or [`StoreError::Overloaded`] when none can be had in time.
     pub async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
-        Ok(self.shared.acquire().await?)
+        self.shared.acquire().await.map_err(|error| self.why_none(error))
+    }
+
+    /// Why no shared connection could be had: a database that answers is not one that cannot be reached.
+    fn why_none(&self, error: sqlx::Error) -> StoreError {
+        let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = answered.is_some_and(|answered| answered.elapsed() < LATELY);
+        match error {
+            sqlx::Error::PoolTimedOut if answers => {
+                StoreError::Overloaded { limit: self.shared.options().get_max_connections() }
+            }
+            error => error.into(),
+        }
     }
 
     /// The connection of the reader, which keeps it too.
@@ -166,15 +194,23 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] when it cannot be had in time.
     pub async fn acquire_for_reader(&self) -> Result<PoolConnection<Postgres>, StoreError> {
-        Ok(self.reader.acquire().await?)
+        own::acquire_alone(&self.reader).await
+    }
+
+    /// The connection of those who follow the log to keep the fleet near where the pool stands.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when it cannot be had in time.
+    pub async fn acquire_for_follower(&self) -> Result<Kept<'_>, StoreError> {
+        self.follower.acquire().await
     }
 
     /// The connection of the tailer.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when it cannot be had in time.
-    pub async fn acquire_for_tailer(&self) -> Result<PoolConnection<Postgres>, StoreError> {
-        Ok(self.tailer.acquire().await?)
+    pub async fn acquire_for_tailer(&self) -> Result<Kept<'_>, StoreError> {
+        self.tailer.acquire().await
     }
 
     /// Listens to the hints of other replicas, over a connection of its own.
@@ -190,22 +226,22 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] when it cannot be had in time.
     pub async fn acquire_for_combiner(&self) -> Result<PoolConnection<Postgres>, StoreError> {
-        Ok(self.combiner.acquire().await?)
+        own::acquire_alone(&self.combiner).await
     }
 
     /// Begins a transaction that writes beside the combiner, with the same limits.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when no connection can be had.
+    /// [`StoreError::Unavailable`] or [`StoreError::Overloaded`] when no connection can be had.
     #[expect(clippy::disallowed_methods, reason = "where the allocator begins transactions")]
     pub async fn begin_upkeep(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
-        Ok(self.shared.begin_with(write::BEGIN_UPKEEP).await?)
+        self.shared.begin_with(write::BEGIN_UPKEEP).await.map_err(|error| self.why_none(error))
     }
 
     /// Begins a transaction whose reads all see one state.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when no connection can be had.
+    /// [`StoreError::Unavailable`] or [`StoreError::Overloaded`] when no connection can be had.
     pub async fn begin_snapshot(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
         self.begin_reading(BEGIN_SNAPSHOT).await
     }
@@ -213,7 +249,7 @@ impl Store {
     /// The same, to read whole tables, a page at a time.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when no connection can be had.
+    /// [`StoreError::Unavailable`] or [`StoreError::Overloaded`] when no connection can be had.
     pub async fn begin_load(&self) -> Result<Transaction<'static, Postgres>, StoreError> {
         self.begin_reading(BEGIN_LOAD).await
     }
@@ -227,7 +263,7 @@ impl Store {
         // In a task of its own, which goes on when the caller hangs up. sqlx takes no note of a BEGIN before its answer is there,
         // so one that is given up on its way leaves the connection to others inside of the snapshot, for them to read what was.
         match tokio::spawn(async move { shared.begin_with(statement).await }).await {
-            Ok(begun) => Ok(begun?),
+            Ok(begun) => begun.map_err(|error| self.why_none(error)),
             Err(ended) => match ended.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 // The runtime is shutting down.
@@ -238,13 +274,14 @@ impl Store {
 
     /// How many connections each pool has, and how many of them are idle.
     #[must_use]
-    pub fn connections(&self) -> [(&'static str, usize, usize); 5] {
+    pub fn connections(&self) -> [(&'static str, usize, usize); 6] {
         [
             ("shared", &self.shared),
             ("combiner", &self.combiner),
             ("reader", &self.reader),
-            ("tailer", &self.tailer),
-            ("health", &self.health),
+            ("follower", &self.follower.pool),
+            ("tailer", &self.tailer.pool),
+            ("health", &self.health.pool),
         ]
         .map(|(name, pool)| (name, usize::try_from(pool.size()).unwrap_or(usize::MAX), pool.num_idle()))
     }
@@ -261,7 +298,10 @@ impl Store {
 
     /// Closes every connection.
     pub async fn close(&self) {
-        for pool in [&self.shared, &self.combiner, &self.reader, &self.tailer, &self.health] {
+        for own in [&self.follower, &self.tailer, &self.health] {
+            own.close().await;
+        }
+        for pool in [&self.shared, &self.combiner, &self.reader] {
             pool.close().await;
         }
     }

@@ -100,6 +100,16 @@ impl<'c> WriteTransaction<'c> {
         self.open = false;
         Ok(())
     }
+
+    /// Gives it up, and keeps the connection.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`]; nothing is committed then either.
+    pub async fn rollback(mut self) -> Result<(), StoreError> {
+        self.conn.execute("ROLLBACK").instrument(traced::statement("ROLLBACK", "ROLLBACK")).await?;
+        self.open = false;
+        Ok(())
+    }
 }
 
 impl Deref for WriteTransaction<'_> {

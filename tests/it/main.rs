@@ -13,6 +13,7 @@ mod database_roles;
 mod drain;
 mod embedded_postgres;
 mod ensure;
+mod failover;
 mod faults;
 mod find_server;
 mod hand_edits;

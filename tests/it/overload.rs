@@ -244,7 +244,7 @@ async fn readers_cannot_take_the_connections_of_the_combiner_and_of_health() {
     let database = TestDatabase::create().await;
     let store = Store::new(StoreOptions {
         connect: database.connect_options(),
-        max_connections: 7,
+        max_connections: 8,
         acquire_timeout: Duration::from_millis(100),
     });
     let taken = [store.acquire().await.unwrap(), store.acquire().await.unwrap()];
@@ -253,6 +253,7 @@ async fn readers_cannot_take_the_connections_of_the_combiner_and_of_health() {
     let mut conn = store.acquire_for_combiner().await.unwrap();
     let (write, _) = WriteTransaction::begin(&mut conn).await.unwrap();
     store.acquire_for_reader().await.unwrap();
+    store.acquire_for_follower().await.unwrap();
     store.acquire_for_tailer().await.unwrap();
     store.ping().await.unwrap();
     drop(write);
@@ -267,7 +268,7 @@ async fn a_snapshot_that_nobody_awaits_is_not_left_to_the_next_reader() {
     // All that share have one connection.
     let store = Store::new(StoreOptions {
         connect: database.connect_options(),
-        max_connections: 5,
+        max_connections: 7,
         acquire_timeout: Duration::from_secs(30),
     });
     drop(store.acquire().await.unwrap());
@@ -288,5 +289,48 @@ async fn a_snapshot_that_nobody_awaits_is_not_left_to_the_next_reader() {
             sqlx::query_scalar("SHOW transaction_isolation").fetch_one(&mut *conn).await.unwrap();
         assert_eq!(isolation, "read committed");
     }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_passes_while_its_batch_waits_for_the_pools_row_places_nothing() {
+    const DEADLINE: Duration = Duration::from_millis(100);
+    let mut service = TestService::start().await;
+    service.client.register(server("web-1")).await;
+    let held = hold_pool(&service.database.sql).await;
+    let mut late = Request::new(request("late"));
+    late.set_timeout(DEADLINE);
+    let mut client = service.client.clone();
+    let late = tokio::spawn(async move { client.allocator.ensure_allocation(late).await });
+    service.database.wait_for_lock().await;
+    let refused = late.await.unwrap().unwrap_err();
+    assert!(matches!(refused.code(), Code::Cancelled | Code::DeadlineExceeded), "{refused:?}");
+    // Who gave up cleans up, in the same batch as it happens.
+    let mut client = service.client.clone();
+    let release = tokio::spawn(async move { client.release("late", &[]).await });
+    tokio::time::sleep(DEADLINE).await;
+    held.rollback().await.unwrap();
+    release.await.unwrap();
+    service.client.place(request("after")).await.unwrap();
+    assert!(!placed(&service.database.sql, "late").await);
+    assert_consistent(&service.database.sql).await;
+}
+
+/// A database that answers is not one that cannot be reached.
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_are_too_many_are_told_so() {
+    let database = TestDatabase::create().await;
+    let store = Store::new(StoreOptions {
+        connect: database.connect_options(),
+        max_connections: 7,
+        acquire_timeout: Duration::from_millis(100),
+    });
+    let taken = store.acquire().await.unwrap();
+    assert!(matches!(store.acquire().await, Err(StoreError::Unavailable(_))), "it never said a word");
+    store.ping().await.unwrap();
+    assert!(matches!(store.acquire().await, Err(StoreError::Overloaded { limit: 1 })));
+    assert!(matches!(store.begin_snapshot().await, Err(StoreError::Overloaded { limit: 1 })));
+    drop(taken);
+    store.acquire().await.unwrap();
     store.close().await;
 }

@@ -16,8 +16,8 @@ pub use self::{
     inventory::{register, status_filter, sync, update, usage},
 };
 
-/// The most names of bad fields that are told of one request.
-const MAX_VIOLATIONS: usize = 50;
+/// The most bad fields that are noted of one request.
+pub const MAX_VIOLATIONS: usize = 50;
 
 /// A field that is malformed, and what it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -39,6 +39,8 @@ pub enum Fault {
     Throttle(usize, u32, Duration),
     /// A replica whose connections carry nothing for a while. Then what was sent arrives late, or the connections break.
     BlackHole(usize, Duration, bool),
+    /// A replica whose connections carry nothing ever again, where new ones do, so long before the next fault.
+    Vanish(usize, Duration),
     /// The database's disk is full for a while.
     FillDisk(Duration),
     /// The replicas' wall clocks are set by so many seconds, for a while.
@@ -68,6 +70,7 @@ pub fn deck(draw: &mut StdRng, host: &Host) -> Vec<Fault> {
         faults.push(Fault::BlackHole(draw.random_range(0..REPLICAS), hole, is_delivered));
         faults.push(Fault::KillReplica(draw.random_range(0..REPLICAS), millis(draw, 0, 1000)));
     }
+    faults.push(Fault::Vanish(draw.random_range(0..REPLICAS), millis(draw, 1000, 4000)));
     faults.push(Fault::FreezeHolder(millis(draw, 300, 2000)));
     // Longer than the transaction's own limits allow: the lock must be taken from the frozen one.
     faults.push(Fault::FreezeHolder(millis(draw, 5500, 6500)));
@@ -107,6 +110,7 @@ impl Fault {
             Self::BlackHole(_, _, is_late) => {
                 format!("black hole, {}", if *is_late { "then late delivery" } else { "then a cut" })
             }
+            Self::Vanish(..) => "a database host that is gone without a word".to_owned(),
             Self::FillDisk(_) => "disk full".to_owned(),
             Self::StepClock(..) => "wall clock step".to_owned(),
         }
@@ -132,6 +136,10 @@ impl Fault {
                     bed.proxy(replica).sever();
                 }
                 bed.proxy(replica).heal();
+            }
+            Self::Vanish(replica, lasts) => {
+                bed.proxy(replica).vanish();
+                sleep(lasts).await;
             }
             Self::FillDisk(lasts) => {
                 let Some(disk) = &host.disk else { return false };

@@ -15,7 +15,7 @@ mod host;
 mod linearizable;
 mod model;
 mod proof;
-mod proxy;
+pub mod proxy;
 mod storm;
 mod told;
 mod upgrade;

@@ -29,6 +29,8 @@ pub struct Weather {
     pub is_hole: bool,
     /// How often every connection was cut.
     pub severed: u32,
+    /// How often the host behind every connection went away without a word.
+    pub vanished: u32,
 }
 
 /// At which step of the write path a connection is cut.
@@ -86,7 +88,7 @@ impl Proxy {
     /// Sets the weather.
     pub fn set(&self, delay: Duration, bytes_per_second: u32, is_hole: bool) {
         self.shared.weather.send_modify(|weather| {
-            *weather = Weather { delay, bytes_per_second, is_hole, severed: weather.severed };
+            *weather = Weather { delay, bytes_per_second, is_hole, ..*weather };
         });
     }
 
@@ -99,6 +101,12 @@ impl Proxy {
     /// Cuts every connection.
     pub fn sever(&self) {
         self.shared.weather.send_modify(|weather| weather.severed += 1);
+    }
+
+    /// Nothing comes through any connection that there is, ever again, and nobody is told so; new ones lead to Postgres. So it is
+    /// where the database's host dies, and its name leads to another one.
+    pub fn vanish(&self) {
+        self.shared.weather.send_modify(|weather| weather.vanished += 1);
     }
 
     /// Orders a cut.
@@ -123,7 +131,7 @@ impl Drop for Proxy {
 async fn serve(shared: Arc<Shared>, mut client: TcpStream) {
     let _ = client.set_nodelay(true);
     let mut weather = shared.weather.subscribe();
-    let severed = weather.borrow().severed;
+    let Weather { severed, vanished, .. } = *weather.borrow();
     // A Postgres that is down refuses: the client is told so by the end of its connection.
     let Ok(mut server) = UnixStream::connect(&shared.socket).await else { return };
     let (mut from_client, mut to_client) = client.split();
@@ -141,7 +149,7 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream) {
                 if cut.is_some_and(|cut| !cut.is_delivered) {
                     return false;
                 }
-                pass(&mut pace, message.bytes.len()).await;
+                pass(&mut pace, vanished, message.bytes.len()).await;
                 if to_server.write_all(&message.bytes).await.is_err() {
                     return false;
                 }
@@ -156,7 +164,7 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream) {
         let mut pace = shared.weather.subscribe();
         let mut bytes = vec![0; 64 * 1024];
         while let Ok(read @ 1..) = from_server.read(&mut bytes).await {
-            pass(&mut pace, read).await;
+            pass(&mut pace, vanished, read).await;
             if to_client.write_all(&bytes[..read]).await.is_err() {
                 return;
             }
@@ -190,9 +198,10 @@ fn due(shared: &Shared, message: &Message, is_writer: bool) -> Option<Cut> {
     order.take()
 }
 
-/// Waits as long as the weather has a piece of this size wait.
-async fn pass(weather: &mut watch::Receiver<Weather>, bytes: usize) {
-    let now = match weather.wait_for(|weather| !weather.is_hole).await {
+/// Waits as long as the weather has a piece of this size wait: for ever where the host is gone.
+async fn pass(weather: &mut watch::Receiver<Weather>, vanished: u32, bytes: usize) {
+    let passes = |weather: &Weather| !weather.is_hole && weather.vanished == vanished;
+    let now = match weather.wait_for(passes).await {
         Ok(weather) => *weather,
         // The proxy is gone.
         Err(_) => return,

@@ -135,6 +135,11 @@ impl TestDatabase {
         server.with_file_name(name)
     }
 
+    /// The folder of the socket that its Postgres listens on.
+    pub fn socket_dir() -> PathBuf {
+        cluster().socket_dir().to_owned()
+    }
+
     /// Its URL.
     pub fn url(&self) -> &str {
         &self.url

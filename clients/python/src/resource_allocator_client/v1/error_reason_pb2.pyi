@@ -143,11 +143,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
         { "reason": "WATCHER_TOO_SLOW", "metadata": { "resume_token": "…" } }
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 24
-    """RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The service has more requests waiting, or more connections, than it takes; try
-    again, in the second case on a new connection.
+    """RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The service has more requests waiting, more connections, or more reads of the
+    database than it takes, and did nothing; try again, in the second case on a new connection.
 
         { "reason": "OVERLOADED", "metadata": { "queue_limit": "4096" } }
         { "reason": "OVERLOADED", "metadata": { "connection_limit": "10000" } }
+        { "reason": "OVERLOADED", "metadata": { "database_connection_limit": "10" } }
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 25
     """UNAVAILABLE, TECHNICAL, with RetryInfo. The service is shutting down; another replica answers.
@@ -336,11 +337,12 @@ ERROR_REASON_WATCHER_TOO_SLOW: ErrorReason.ValueType  # 23
     { "reason": "WATCHER_TOO_SLOW", "metadata": { "resume_token": "…" } }
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 24
-"""RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The service has more requests waiting, or more connections, than it takes; try
-again, in the second case on a new connection.
+"""RESOURCE_EXHAUSTED, TECHNICAL, with RetryInfo. The service has more requests waiting, more connections, or more reads of the
+database than it takes, and did nothing; try again, in the second case on a new connection.
 
     { "reason": "OVERLOADED", "metadata": { "queue_limit": "4096" } }
     { "reason": "OVERLOADED", "metadata": { "connection_limit": "10000" } }
+    { "reason": "OVERLOADED", "metadata": { "database_connection_limit": "10" } }
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 25
 """UNAVAILABLE, TECHNICAL, with RetryInfo. The service is shutting down; another replica answers.

@@ -69,7 +69,9 @@ class AllocationEvent(_message.Message):
 
     @_builtins.property
     def waiting(self) -> Global___Waiting:
-        """The project stands in line for capacity."""
+        """The project stands in line for capacity. Each call that waits is told, however often its project did so before: the line is
+        made of these.
+        """
 
     @_builtins.property
     def server_selected(self) -> Global___ServerSelected:

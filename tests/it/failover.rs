@@ -1,0 +1,85 @@
+//! The database's host is gone without a word, and its name leads to another one: no reset tells a connection that nobody answers.
+//! Whatever has a connection to itself gives it up, and has another one within seconds.
+
+use std::{
+    fmt::Debug,
+    time::{Duration, Instant},
+};
+
+use resource_allocator::proto::v1::{
+    self, EnsureOutcome, allocation_event::Detail, watch_allocations_response::Payload,
+};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::{
+    chaos::proxy::Proxy,
+    support::{Client, TestDatabase, TestService, process::PATIENCE, requests::request, server},
+};
+
+/// Calls until it is answered, as callers do.
+async fn insist<T, E: Debug>(what: &str, mut call: impl AsyncFnMut() -> Result<T, E>) -> T {
+    let begun = Instant::now();
+    loop {
+        let refused = match call().await {
+            Ok(answer) => return answer,
+            Err(refused) => refused,
+        };
+        assert!(begun.elapsed() < PATIENCE, "{what}: {refused:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn place_and_read(client: &Client, project_id: &str) {
+    let placed =
+        insist("ensure", async || client.clone().allocator.ensure_allocation(request(project_id)).await)
+            .await;
+    assert_ne!(placed.into_inner().outcome(), EnsureOutcome::Extended);
+    let get = || v1::GetPlacementRequest { project_id: project_id.to_owned() };
+    insist("get", async || client.clone().allocator.get_placement(get()).await).await;
+    let find = || v1::FindServerRequest::default();
+    insist("find", async || client.clone().allocator.find_server(find()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_host_that_is_gone_without_a_word_is_given_up() {
+    let database = TestDatabase::create().await;
+    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
+    let options = database.connect_options();
+    let through_proxy = PgConnectOptions::new_without_pgpass()
+        .host("127.0.0.1")
+        .port(proxy.address.port())
+        .username(options.get_username())
+        .database(options.get_database().unwrap())
+        .ssl_mode(PgSslMode::Disable);
+    let (_running, mut client, _shutdown) = TestService::builder().start_at(through_proxy).await;
+    client.register(server("web-1")).await;
+    place_and_read(&client, "before").await;
+    let watch = v1::WatchAllocationsRequest::default();
+    let mut watched = client.allocator.watch_allocations(watch).await.unwrap().into_inner();
+    assert!(matches!(watched.message().await.unwrap().unwrap().payload, Some(Payload::Bookmark(_))));
+
+    proxy.vanish();
+    // The combiner and the reader find it out by a call, health, the tailer and the follower by themselves.
+    place_and_read(&client, "after").await;
+    place_and_read(&client, "before").await;
+    insist("health", async || {
+        let request = HealthCheckRequest { service: String::new() };
+        let answer = HealthClient::new(client.channel.clone()).check(request).await.unwrap().into_inner();
+        if answer.status() == ServingStatus::Serving { Ok(()) } else { Err(answer) }
+    })
+    .await;
+    let told = async {
+        loop {
+            if let Some(Payload::Event(event)) = watched.message().await.unwrap().unwrap().payload
+                && event.project_id == "after"
+                && matches!(event.detail, Some(Detail::Completed(_)))
+            {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("the watcher is told of what came after");
+}
