@@ -4,6 +4,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use sqlx::PgConnection;
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
@@ -145,6 +146,7 @@ pub async fn settle(
     fleet: &mut Fleet,
     context: &Context,
 ) -> Result<(), StoreError> {
+    fleet.end_set_asides(context.now);
     if fleet.line().is_settled(context.now) {
         return Ok(());
     }
@@ -224,20 +226,10 @@ pub async fn write(conn: &mut PgConnection, journal: &Journal, fleet: &Fleet) ->
     Ok(())
 }
 
-/// Whether time alone may have made something of the line: a place that ends, or a port that is free again.
+/// Whether time alone may have made something of the line: a place that ends, or a port that may be given again.
 #[must_use]
 pub fn is_due(fleet: &Fleet, context: &Context) -> bool {
     let line = fleet.line();
-    line.next_end().is_some_and(|end| end <= context.now) || waits_for_ports(fleet)
-}
-
-fn waits_for_ports(fleet: &Fleet) -> bool {
-    fleet.line().waiters().any(|waiter| waiter.reason == Reason::PortsExhausted)
-}
-
-/// Has the line looked at as a whole where a port may be free again by the clock alone.
-pub fn look_anew(fleet: &mut Fleet) {
-    if waits_for_ports(fleet) {
-        fleet.line_mut().touch_all();
-    }
+    let is_over = |end: Option<OffsetDateTime>| end.is_some_and(|end| end <= context.now);
+    is_over(line.next_end()) || !line.is_empty() && is_over(fleet.next_set_aside_end())
 }

@@ -305,6 +305,7 @@ impl Replica {
         let before = std::mem::replace(&mut self.fleet, fleet);
         if known {
             self.note_unlogged(server_changes(&before, &self.fleet));
+            self.fleet.take_refusals_of(before);
         }
         self.inventory_revision = pool.inventory_revision;
         self.edit_count = pool.edit_count;

@@ -6,18 +6,20 @@
 mod attempt;
 mod clock;
 mod index;
+mod refusals;
 mod state;
 mod trie;
 mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
-use self::{attempt::Attempt, index::Index};
+use self::{attempt::Attempt, index::Index, refusals::ToldRefusals};
 pub use self::{
     clock::CLOCK_SKEW,
     index::Among,
+    refusals::REFUSAL_QUIET,
     state::{PortStanding, ServerRow, ServerState},
     trie::{Cover, Verdict},
     view::{Room, Size, Standing, View},
@@ -32,9 +34,6 @@ use super::{
     server::{Observation, Observer},
 };
 
-/// For how long the same refusal of the same project is not told again (`AllocationEvent.requested`).
-pub const REFUSAL_QUIET: Duration = Duration::seconds(10);
-
 /// A pool's servers in memory.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
@@ -46,8 +45,9 @@ pub struct Fleet {
     /// How many servers have a usage report.
     observed: usize,
     index: Index,
-    recent_refusals: HashMap<ProjectId, (Reason, OffsetDateTime)>,
-    refusals_cleaned: Option<OffsetDateTime>,
+    refusals: ToldRefusals,
+    /// Until when ports are set aside, and on which servers; also such as are not any more.
+    set_aside_ends: BTreeSet<(OffsetDateTime, ServerHandle)>,
     sequence: i64,
     /// The latest time that it was told of.
     time: Option<OffsetDateTime>,
@@ -260,6 +260,9 @@ impl Fleet {
         now: OffsetDateTime,
     ) {
         self.come_to(now);
+        if let PortStanding::SetAside(until) = standing {
+            self.set_aside_ends.insert((until, handle.clone()));
+        }
         self.change(handle, |state| match standing {
             PortStanding::Held => state.ports.take(protocol, port),
             PortStanding::Resting(until) => state.ports.give_back(protocol, port, until, now),
@@ -290,9 +293,12 @@ impl Fleet {
     /// Whether the same refusal of the project was told so short a while ago that it is not told again.
     #[must_use]
     pub fn was_just_refused(&self, project: &ProjectId, reason: Reason, now: OffsetDateTime) -> bool {
-        self.recent_refusals
-            .get(project)
-            .is_some_and(|(told, at)| *told == reason && now - *at < REFUSAL_QUIET)
+        self.refusals.was_just_told(project, reason, now)
+    }
+
+    /// Takes over what another fleet knows of refusals, which is not in the tables.
+    pub fn take_refusals_of(&mut self, other: Self) {
+        self.refusals = other.refusals;
     }
 
     /// Folds one operation of the log: the one way in which sums and ports change.
@@ -311,7 +317,7 @@ impl Fleet {
                     }
                 });
                 if let Some(project) = &entry.project_id {
-                    self.recent_refusals.remove(project);
+                    self.refusals.set(project.clone(), Vec::new());
                 }
             }
             (Operation::Released(released), Some(handle)) => {
@@ -342,6 +348,7 @@ impl Fleet {
                 });
             }
             (Operation::PortReplaced(replaced), Some(handle)) => {
+                self.set_aside_ends.insert((replaced.until, handle.clone()));
                 self.change(handle, |state| {
                     let Allocation { protocol, port, .. } = replaced.set_aside;
                     state.ports.set_aside(protocol, port, replaced.until, entry.event_time);
@@ -353,7 +360,7 @@ impl Fleet {
             }
             (Operation::Refused(refused), _) => {
                 if let Some(project) = &entry.project_id {
-                    self.note_refusal(project.clone(), refused.reason, entry.event_time);
+                    self.refusals.note(project.clone(), refused.reason, entry.event_time);
                 }
             }
             (Operation::ServerChanged(changed), _) => {
@@ -377,15 +384,6 @@ impl Fleet {
             // The line has folded these.
             | (Operation::Waiting(_) | Operation::LeftLine(_), _) => {}
         }
-    }
-
-    fn note_refusal(&mut self, project: ProjectId, reason: Reason, at: OffsetDateTime) {
-        // What is no longer needed is forgotten once in that time, so that the map holds two such times' refusals at the most.
-        if self.refusals_cleaned.is_none_or(|cleaned| at - cleaned >= REFUSAL_QUIET) {
-            self.recent_refusals.retain(|_, (_, told)| at - *told < REFUSAL_QUIET);
-            self.refusals_cleaned = Some(at);
-        }
-        self.recent_refusals.insert(project, (reason, at));
     }
 }
 

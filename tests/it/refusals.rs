@@ -618,3 +618,20 @@ async fn connections_that_the_database_cut_are_told_as_such_and_made_anew() {
     let read = service.client.placement("shop").await.unwrap();
     assert_eq!(ports(&read.allocations), [("backend", 8000), ("worker", 8001)]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_refusals_in_turn_are_told_once_each_also_where_the_tables_are_edited_meanwhile() {
+    let mut service = TestService::start().await;
+    service.client.register(v1::Server { capacity: resources(0, 1, 1), ..server("web-1") }).await;
+    let tiny = EnsureAllocationRequest { resources: resources(0, 1, 1), ..request("tiny") };
+    service.client.place(tiny).await.unwrap();
+    let pinned = EnsureAllocationRequest { server_handle: Some("web-9".to_owned()), ..request("shop") };
+    for _ in 0..3 {
+        service.client.place(request("shop")).await.unwrap_err();
+        service.client.place(pinned.clone()).await.unwrap_err();
+        // Has the tables be read anew.
+        sqlx::query("UPDATE placements SET update_time = now()").execute(&service.database.sql).await.unwrap();
+    }
+    let told = service.database.operations("shop").await;
+    assert_eq!(told, [("refused", 2), ("refused", 2)].map(|(kind, events)| (kind.to_owned(), events)));
+}

@@ -5,9 +5,9 @@
 
 use time::OffsetDateTime;
 
-use super::Fleet;
+use super::{Fleet, refusals::Told};
 use crate::domain::{
-    ProjectId, Reason, Resources, ServerHandle,
+    ProjectId, Resources, ServerHandle,
     event::{LogEntry, Operation},
     ports::Before,
 };
@@ -29,8 +29,8 @@ pub struct Attempt {
 struct Step {
     placed: Option<Placed>,
     project: ProjectId,
-    /// The project's refusal that was told last.
-    refusal: Option<(Reason, OffsetDateTime)>,
+    /// The project's refusals that were told.
+    refusals: Told,
 }
 
 #[derive(Debug, Clone)]
@@ -99,8 +99,7 @@ impl Fleet {
             (Operation::Refused(_), _) => None,
             _ => return None,
         };
-        let refusal = self.recent_refusals.get(project).copied();
-        Some(Step { placed, project: project.clone(), refusal })
+        Some(Step { placed, project: project.clone(), refusals: self.refusals.of(project) })
     }
 
     fn take_back(&mut self, step: Step) {
@@ -113,9 +112,6 @@ impl Fleet {
                 }
             });
         }
-        match step.refusal {
-            Some(told) => self.recent_refusals.insert(step.project, told),
-            None => self.recent_refusals.remove(&step.project),
-        };
+        self.refusals.set(step.project, step.refusals);
     }
 }

@@ -1,4 +1,4 @@
-//! The time of decisions, which does not go back.
+//! The time of decisions, which does not go back, and what it makes of ports without an operation that tells of it.
 
 use time::{Duration, OffsetDateTime};
 
@@ -18,5 +18,22 @@ impl Fleet {
     /// Notes that it was told of a time.
     pub(super) fn come_to(&mut self, time: OffsetDateTime) {
         self.time = self.time.max(Some(time));
+    }
+
+    /// When a port that is set aside may be given again next.
+    #[must_use]
+    pub fn next_set_aside_end(&self) -> Option<OffsetDateTime> {
+        self.set_aside_ends.first().map(|(end, _)| *end)
+    }
+
+    /// Has the line look at the servers where a port that was set aside may be given again by now.
+    pub fn end_set_asides(&mut self, now: OffsetDateTime) {
+        while let Some((end, handle)) = self.set_aside_ends.pop_first() {
+            if end > now {
+                self.set_aside_ends.insert((end, handle));
+                return;
+            }
+            self.line.touch(&handle);
+        }
     }
 }

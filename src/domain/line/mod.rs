@@ -321,15 +321,10 @@ impl Line {
         }
     }
 
-    /// Has every server looked at for everyone in line.
-    pub fn touch_all(&mut self) {
-        self.changed = Changed::Any;
-        self.shrunk = true;
-    }
-
     /// Takes up a place as it was read.
     pub fn load(&mut self, waiter: Waiter) {
-        self.touch_all();
+        self.changed = Changed::Any;
+        self.shrunk = true;
         self.insert(waiter);
     }
 

@@ -72,6 +72,7 @@ impl Ledger {
 
     /// Settles the line; `watch` is shown the ledger before each step that changes something.
     pub fn settle(&mut self, mut watch: impl FnMut(&Self, &Step)) -> Vec<Ended> {
+        self.fleet.end_set_asides(self.now());
         let mut settling = Settling::begin();
         let mut ended = Vec::new();
         loop {

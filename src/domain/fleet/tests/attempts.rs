@@ -43,7 +43,7 @@ proptest! {
         }
         prop_assert!(ledger.fleet.take_back_attempt());
         assert_same(&ledger.fleet, &as_kept);
-        prop_assert_eq!(&ledger.fleet.recent_refusals, &as_kept.recent_refusals);
+        prop_assert_eq!(&ledger.fleet.refusals, &as_kept.refusals);
     }
 }
 

@@ -274,7 +274,7 @@ proptest! {
         }
         let replica = replayed(&ledger.log);
         assert_same(&replica, &ledger.fleet);
-        assert_eq!(replica.recent_refusals, ledger.fleet.recent_refusals);
+        assert_eq!(replica.refusals, ledger.fleet.refusals);
         let next = next_decisions(&ledger.fleet, &ledger, ledger.now());
         assert_eq!(next_decisions(&replica, &ledger, ledger.now()), next);
         // A replica that starts anew reads the tables instead.

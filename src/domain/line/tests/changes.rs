@@ -169,7 +169,7 @@ fn a_place_that_was_read_is_looked_at_as_one_that_was_taken() {
 }
 
 #[test]
-fn a_port_that_is_free_again_by_the_clock_alone_is_given_once_everyone_is_looked_at_anew() {
+fn a_port_that_is_free_again_by_the_clock_alone_is_given_to_who_waits_for_it() {
     let mut ledger = Ledger::of(&[a_server("a").port_range(8000, 8001)]);
     ledger.ensure(&an_ensure("there").module("web")).unwrap();
     let report = PortInUseReport {
@@ -183,11 +183,34 @@ fn a_port_that_is_free_again_by_the_clock_alone_is_given_once_everyone_is_looked
     assert!(matches!(ledger.wait(&an_ensure("first"), 7200), Waited::Waits));
     settle(&mut ledger);
     assert_eq!(reason_now(&ledger, "first"), Reason::PortsExhausted);
-    ledger.clock += 3601;
-    assert!(is_settled(&ledger));
-    assert_eq!(settle(&mut ledger), [], "no operation tells of it");
-    ledger.fleet.line_mut().touch_all();
-    assert!(!is_settled(&ledger));
+    ledger.clock += 3599;
+    assert_eq!(settle(&mut ledger), []);
+    ledger.clock += 1;
+    assert!(is_settled(&ledger), "no operation tells of it");
+    assert_eq!(ledger.fleet.next_set_aside_end(), Some(ledger.now()));
+    assert_eq!(settle(&mut ledger), [served("first")]);
+    assert_eq!(ledger.fleet.next_set_aside_end(), None);
+}
+
+/// What it lacked when it joined is not what it lacks now.
+#[test]
+fn a_port_that_is_free_again_by_the_clock_alone_is_given_to_who_came_for_want_of_room() {
+    let mut ledger = Ledger::of(&[a_server("a").ram(1024).port_range(8000, 8001)]);
+    ledger.ensure(&an_ensure("there").module("web").ram(1024)).unwrap();
+    let report = PortInUseReport {
+        project_id: project("there"),
+        module: module("web"),
+        port: port(8000),
+        start_port: port(8000),
+        detail: String::new(),
+    };
+    ledger.report_port_in_use(&report).unwrap();
+    let two = an_ensure("first").module("a").module("b").ram(1024);
+    assert!(matches!(ledger.wait(&two, 7200), Waited::Waits));
+    assert_eq!(ledger.fleet.line().get(&project("first")).unwrap().reason, Reason::InsufficientCapacity);
+    ledger.release("there", &[]);
+    assert_eq!(settle(&mut ledger), [], "one of the two ports is set aside");
+    ledger.clock += 3600;
     assert_eq!(settle(&mut ledger), [served("first")]);
 }
 

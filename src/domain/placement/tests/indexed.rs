@@ -1,22 +1,24 @@
 //! What is read off the fleet's indexes is what a look at every server says, word for word, whatever happened to the fleet since
 //! they were last looked at.
 
+use std::{cell::Cell, collections::BTreeMap};
+
 use proptest::{collection, prelude::*};
 use time::Duration;
 
 use crate::domain::{
-    Fleet, Refusal, ServerHandle,
-    fleet::{PortStanding, ServerRow},
+    Fleet, Refusal, Resources, ServerHandle,
+    fleet::{Among, PortStanding, Room, ServerRow, Verdict},
     placement::{
         Context, Decision, decide,
         explain::refuse_by_each,
         filter::{Ask, fits},
         modules_or_default,
-        score::Score,
+        score::{self, Score},
     },
     policy::FleetPolicy,
     ports::PortGrant,
-    request::{DEFAULT_RESOURCES, EnsureRequest},
+    request::{self, DEFAULT_RESOURCES, EnsureRequest},
     resources::PerResource,
     server::Observation,
     testing::{
@@ -176,5 +178,34 @@ proptest! {
             request.resources.disk_mb = Some(0);
             prop_assert_eq!(by_index(&fleet, &request, &context()), by_each(&fleet, &request, &context()));
         }
+    }
+}
+
+/// At how much a choice looks in a fleet of so many servers, each a little fuller than the one before.
+fn looks(servers: i64, strategy: request::Strategy) -> usize {
+    let mut fleet = Fleet::default();
+    for number in 0..servers {
+        let server = a_server("s").ram(10_000).cpu(10_000).reserved(ram(number * 9_000 / servers));
+        put(&mut fleet, usize::try_from(number).unwrap(), server);
+    }
+    let asked = Resources { cpu_millis: 100, ..ram(2_000) };
+    let looks = Cell::new(0);
+    let looked = fleet.read_index(&BTreeMap::new(), None, &context(), |view| {
+        let bound = |room: &Room| {
+            looks.set(looks.get() + 1);
+            score::bound(room, asked, strategy)
+        };
+        view.rooms.least(1, bound, |_| Verdict::Take)
+    });
+    let Among::View(Some(found)) = looked else { panic!("there is room: {looked:?}") };
+    assert_eq!(found.len(), 1);
+    looks.get()
+}
+
+#[test]
+fn the_work_of_an_ensure_does_not_grow_with_the_fleet_l33() {
+    for strategy in [request::Strategy::Spread, request::Strategy::Binpack] {
+        let (few, many) = (looks(100, strategy), looks(10_000, strategy));
+        assert!(many < 4 * few, "{few} of 100, {many} of 10,000 by {strategy:?}");
     }
 }
