@@ -11,10 +11,14 @@ use super::{
     follow::Follower,
     inventory, line,
 };
-use crate::store::{leases, pools};
+use crate::store::{StoreError, leases, pools};
 
 /// How often the log is told what nobody asked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// How often in a row, where each time leaves something to do.
+const MOST_IN_A_ROW: usize = 100;
+/// How long one look may take, with what it has the combiner do: a database that is gone without a word says nothing.
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Looks after what no request does.
 pub(super) struct Housekeeper {
@@ -29,14 +33,23 @@ impl Housekeeper {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while self.queue.strong_count() > 0 {
             ticks.tick().await;
-            if let Err(error) = self.step().await {
-                // Each request that meets the same error reports it; this one comes again by itself.
-                tracing::debug!(error = &error as &dyn std::error::Error, "housekeeping did not run");
+            for _ in 0..MOST_IN_A_ROW {
+                let done = tokio::time::timeout(LIMIT, self.step()).await;
+                match done.unwrap_or_else(|_| Err(StoreError::silent().into())) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        // Each request that meets the same error reports it; this one comes again by itself.
+                        tracing::debug!(error = &error as &dyn std::error::Error, "housekeeping did not run");
+                        break;
+                    }
+                }
             }
         }
     }
 
-    async fn step(&self) -> Result<(), Error> {
+    /// Looks, and has done what there is to do; tells whether leases may be over that one transaction did not end.
+    async fn step(&self) -> Result<bool, Error> {
         let Follower { store, options, replica, .. } = &self.follower;
         // Others wait for the pool's row while it is had, so that it is not had only to fold what they commit.
         self.follower.follow_to_the_end().await?;
@@ -53,12 +66,12 @@ impl Housekeeper {
                 || line::is_due(replica.fleet(), &context)
                 || replica.fleet().iter().any(|state| !state.usage_stale && stale(state))
         };
-        let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(()) };
+        let Some(queue) = self.queue.upgrade().filter(|_| needed) else { return Ok(false) };
         let (job, answer) = Job::new("housekeeping".to_owned(), Request::Housekeep);
-        if queue.try_send(job).is_ok() {
-            drop(queue);
-            answer.await.map_err(|_| Error::ShuttingDown)??;
-        }
-        Ok(())
+        // Where the queue is full it waits for its turn, and the combiner for nobody who waits here.
+        queue.send(job).await.map_err(|_| Error::ShuttingDown)?;
+        drop(queue);
+        answer.await.map_err(|_| Error::ShuttingDown)??;
+        Ok(leases.over)
     }
 }

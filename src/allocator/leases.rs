@@ -39,7 +39,13 @@ const BY_CLOCK: &str = "clock";
 
 /// Whether time alone makes something of the leases.
 pub fn is_due(leases: &LeaseState, now: OffsetDateTime) -> bool {
-    leases.over || leases.any && leases.served_time.is_none_or(|served| now - served >= NOTED)
+    leases.over || leases.any && is_note_old(leases.served_time, now)
+}
+
+/// Whether it should be noted anew that leases can be renewed. It is looked every [`NOTED`], a moment before the transaction in which
+/// the note is made: a note of the last look is a little younger than that, and to pass it over would make of two rounds an outage.
+fn is_note_old(noted: Option<OffsetDateTime>, now: OffsetDateTime) -> bool {
+    noted.is_none_or(|noted| (now - noted).abs() >= NOTED / 2)
 }
 
 fn concerns_leases(job: &Job) -> bool {
@@ -81,7 +87,7 @@ pub async fn keep_time(
             );
         }
     }
-    if state.served_time.is_none_or(|served| (now - served).abs() >= NOTED / 2) {
+    if is_note_old(state.served_time, now) {
         leases::update_served_time(conn, now).await?;
     }
     Ok(())
@@ -115,4 +121,25 @@ pub async fn end(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::testing::NOW;
+
+    #[test]
+    fn a_note_of_the_last_look_is_made_anew_by_this_one() {
+        let is_due = |age_ms| {
+            let served_time = Some(NOW - Duration::milliseconds(age_ms));
+            is_due(&LeaseState { any: true, over: false, served_time }, NOW)
+        };
+        assert!(
+            is_due(1_999),
+            "it was made a moment after it was looked, and it is looked every two seconds"
+        );
+        assert!(!is_due(10), "another replica has made it");
+        assert!(super::is_due(&LeaseState { any: true, over: false, served_time: None }, NOW));
+        assert!(!super::is_due(&LeaseState { any: false, over: false, served_time: None }, NOW));
+    }
 }

@@ -301,3 +301,39 @@ async fn leases_are_kept_in_time_without_requests_and_a_pool_without_leases_is_l
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_that_end_together_end_without_a_pause() {
+    const LEASES: i64 = 2_560;
+    let mut service = TestService::start().await;
+    let room = v1::Resources { cpu_millis: Some(1), ram_mb: Some(10_000_000), disk_mb: Some(10_000_000) };
+    service.client.register(v1::Server { capacity: Some(room), ..server("a") }).await;
+    let mut left: Vec<_> = (0..LEASES).map(|n| leased(&format!("preview-{n}"), 3600)).collect();
+    while !left.is_empty() {
+        let requests = left.split_off(left.len().saturating_sub(1000));
+        let batch = v1::BatchEnsureAllocationsRequest { requests };
+        service.client.allocator.batch_ensure_allocations(batch).await.unwrap();
+    }
+    service
+        .database
+        .sql
+        .execute(
+            "BEGIN;
+             SET LOCAL resource_allocator.writer = 'service';
+             UPDATE placements SET expire_time = clock_timestamp();
+             COMMIT",
+        )
+        .await
+        .unwrap();
+    let released = "SELECT count(*) FROM allocation_events WHERE kind = 'released'";
+    let begun = std::time::Instant::now();
+    while service.database.count(released).await < LEASES {
+        assert!(begun.elapsed() < PATIENCE, "they never end");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Two seconds pass between two looks: one step at each look would take ten of them.
+    let span = "SELECT extract(epoch FROM max(event_time) - min(event_time))::bigint FROM allocation_events WHERE kind = 'released'";
+    let span = service.database.count(span).await;
+    assert!(span < 15, "{span} s");
+    assert_consistent(&service.database.sql).await;
+}
