@@ -90,8 +90,21 @@ pub fn preview(
     context: &Context,
 ) -> Result<EnsureAnswer, Refusal> {
     let decision = decide(fleet, &project, request, context)?;
-    let effect = effect(fleet, project, request, decision, context);
-    Ok(answer(fleet, effect, context))
+    Ok(answer(fleet, effect(fleet, project, request, decision, context), context))
+}
+
+/// The same of the project for which something is kept, as the first in line.
+///
+/// # Errors
+/// The refusal.
+pub fn preview_in_line(
+    fleet: &mut Fleet,
+    project: Project,
+    request: &EnsureRequest,
+    context: &Context,
+) -> Result<EnsureAnswer, Refusal> {
+    let decision = decide_in_line(fleet, &project, request, context)?;
+    Ok(answer(fleet, effect(fleet, project, request, decision, context), context))
 }
 
 fn answer(fleet: &Fleet, effect: Effect, context: &Context) -> EnsureAnswer {

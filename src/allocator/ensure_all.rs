@@ -1,6 +1,6 @@
 //! Many ensures of one caller: each as if it had come alone, in their order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio::sync::mpsc;
 
@@ -38,13 +38,16 @@ impl Allocator {
 
         let mut answers: Vec<Option<Ensured>> = Vec::with_capacity(requests.len());
         let mut open = Vec::new();
+        let mut changing = HashSet::new();
         for (place, request) in requests.into_iter().enumerate() {
-            let record = held.get(&request.project_id);
+            // What was read is not what a project holds once an earlier request for it is done.
+            let record = held.get(&request.project_id).filter(|_| !changing.contains(&request.project_id));
             if let Some(record) = record.filter(|record| request.is_satisfied_by(&record.project)) {
                 let view = self.view(record.clone());
                 answers.push(Some(Ok(EnsureAnswer { outcome: Outcome::Unchanged, view })));
             } else {
                 answers.push(None);
+                changing.insert(request.project_id.clone());
                 open.push((place, request));
             }
         }

@@ -43,7 +43,14 @@ pub(super) fn project_ids(batch: &[Job]) -> Vec<&ProjectId> {
             Request::Release(request) => Some(&request.project_id),
             Request::Relocate(request) => Some(&request.project_id),
             Request::ReportPortInUse(report) => Some(&report.project_id),
-            _ => None,
+            Request::Leave { .. }
+            | Request::RegisterServer { .. }
+            | Request::UpdateServer { .. }
+            | Request::DeleteServer { .. }
+            | Request::SyncServers(_)
+            | Request::ReportUsage { .. }
+            | Request::UpdatePolicy(_)
+            | Request::Housekeep => None,
         })
         .collect();
     ids.sort_unstable();

@@ -14,13 +14,13 @@ use super::{
     combiner::Combiner,
     command::{Answer, Job, Request},
     ensure, inventory,
-    jobs::{count, project_ids, spans},
+    jobs::{count, project_ids, spans, wanted},
     journal::Journal,
     leases, line, relocate,
     replica::{Position, Replica},
 };
 use crate::{
-    domain::{Project, ProjectId, event::ReleaseCause},
+    domain::{Fleet, Project, ProjectId, event::ReleaseCause},
     store::{
         StoreError, WriteTransaction, placements,
         pools::{self, PoolState},
@@ -43,6 +43,10 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Whether a request is tried without any other.
 #[derive(Clone, Copy)]
 pub(super) struct Alone(pub(super) bool);
+
+/// For how long the replica is waited for while the pool's row is held, for which all others wait: whoever reads the tables into it
+/// may take seconds.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What is known of the tables before the pool's row is had.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,6 +75,10 @@ impl Combiner {
                     tracing::warn!(tries, error = &error as &dyn std::error::Error, "the database was busy");
                     tokio::time::sleep(Duration::from_millis(50) * tries).await;
                     tries += 1;
+                    *batch = wanted(std::mem::take(batch));
+                    if batch.is_empty() {
+                        return Ok(Vec::new());
+                    }
                 }
                 result => return result,
             }
@@ -134,8 +142,13 @@ impl Combiner {
         let (mut transaction, mut pool) = begun?;
         let clock = Clock::new(pool.now);
         // Only now, so that those who read the fleet do not wait for another replica's transaction.
-        let replica = Arc::clone(&self.replica);
-        let mut replica = replica.write().await;
+        let lock = Arc::clone(&self.replica);
+        let Ok(mut replica) = tokio::time::timeout(PATIENCE, lock.write()).await else {
+            transaction.rollback().await?;
+            self.conn = Some(conn);
+            drop(lock.write().await);
+            return Box::pin(self.commit(batch, Alone(alone), tables)).await;
+        };
         if tables == Tables::Followed && replica.must_reload(&pool) {
             drop((replica, transaction));
             drop(conn);
@@ -148,6 +161,9 @@ impl Combiner {
             count(batch, Instant::now());
             trace.join(spans(batch));
         }
+        // The row may have been long in coming. Whoever hung up meanwhile may have something else in the same batch, such as that it
+        // leaves the line, which must not be done before what it follows.
+        *batch = wanted(std::mem::take(batch));
         self.took = batch.len();
         // Where others commit in between, a plan would be overtaken.
         self.clock = (!others_write).then_some(clock);
@@ -242,25 +258,8 @@ impl Combiner {
         }
         let fleet = replica.fleet_mut();
         for (job, slot) in batch.iter().zip(&mut answers) {
-            journal.act_for(Arc::clone(&job.call.actor));
-            match &job.request {
-                Request::Release(request) => {
-                    let answer = ensure::release(
-                        &mut journal,
-                        fleet,
-                        request,
-                        &job.request_id,
-                        free_after,
-                        ReleaseCause::Requested,
-                    );
-                    line::release(&mut journal, fleet, &request.project_id);
-                    *slot = Some(Ok(Answer::Released(answer)));
-                }
-                Request::Leave { project_id, caller } => {
-                    line::leave(&mut journal, fleet, project_id, *caller);
-                }
-                Request::Housekeep => line::look_anew(fleet),
-                _ => {}
+            if let Some(answer) = give_back(&mut journal, fleet, job, free_after) {
+                *slot = Some(Ok(answer));
             }
         }
         // What was given back is for those who wait, before anyone who comes now.
@@ -288,7 +287,15 @@ impl Combiner {
                         relocate::replace_port(&mut journal, fleet, report, id, &context, set_aside_until);
                     *slot = Some(answer.map(Answer::PortReplaced).map_err(Error::from));
                 }
-                _ => {}
+                Request::Release(_)
+                | Request::Leave { .. }
+                | Request::RegisterServer { .. }
+                | Request::UpdateServer { .. }
+                | Request::DeleteServer { .. }
+                | Request::SyncServers(_)
+                | Request::ReportUsage { .. }
+                | Request::UpdatePolicy(_)
+                | Request::Housekeep => {}
             }
         }
         if batch.iter().any(|job| matches!(job.request, Request::Housekeep)) {
@@ -300,6 +307,39 @@ impl Combiner {
         line::write(conn, &journal, fleet).await?;
         replica.placed().apply(journal.entries());
         Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
+    }
+}
+
+/// Takes up a request that gives something back: what a project holds, or a place in line. None for any other.
+fn give_back(
+    journal: &mut Journal,
+    fleet: &mut Fleet,
+    job: &Job,
+    free_after: OffsetDateTime,
+) -> Option<Answer> {
+    journal.act_for(Arc::clone(&job.call.actor));
+    match &job.request {
+        Request::Release(request) => {
+            let cause = ReleaseCause::Requested;
+            let answer = ensure::release(journal, fleet, request, &job.request_id, free_after, cause);
+            line::release(journal, fleet, &request.project_id);
+            Some(Answer::Released(answer))
+        }
+        Request::Leave { project_id, caller } => {
+            line::leave(journal, fleet, project_id, *caller);
+            Some(Answer::Done)
+        }
+        Request::Ensure(_)
+        | Request::Wait(_)
+        | Request::Relocate(_)
+        | Request::ReportPortInUse(_)
+        | Request::RegisterServer { .. }
+        | Request::UpdateServer { .. }
+        | Request::DeleteServer { .. }
+        | Request::SyncServers(_)
+        | Request::ReportUsage { .. }
+        | Request::UpdatePolicy(_)
+        | Request::Housekeep => None,
     }
 }
 

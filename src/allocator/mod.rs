@@ -35,7 +35,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
-    sync::{Mutex, RwLock, RwLockReadGuard, mpsc, watch},
+    sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc, watch},
     task::JoinSet,
 };
 
@@ -152,9 +152,16 @@ impl Allocator {
     /// # Errors
     /// [`Error`].
     pub async fn preview(&self, request: EnsureRequest) -> Result<EnsureAnswer, Error> {
-        let (replica, pool) = self.fleet().await?;
         let project = self.committed_project(&request.project_id).await?;
-        Ok(ensure::preview(replica.fleet(), project, &request, &self.options.context(pool.now))?)
+        let (replica, pool) = self.fleet().await?;
+        let kept_for = replica.fleet().line().kept_for();
+        if kept_for.is_none_or(|(first, _)| *first != request.project_id) {
+            return Ok(ensure::preview(replica.fleet(), project, &request, &self.options.context(pool.now))?);
+        }
+        drop(replica);
+        let (mut replica, pool) = self.fleet_mut().await?;
+        let context = self.options.context(pool.now);
+        Ok(ensure::preview_in_line(replica.fleet_mut(), project, &request, &context)?)
     }
 
     /// What is committed for a project, as one that holds nothing where nothing is.
@@ -337,9 +344,15 @@ impl Allocator {
             return Ok((replica, pool));
         }
         drop(replica);
+        let (replica, pool) = self.fleet_mut().await?;
+        Ok((replica.downgrade(), pool))
+    }
+
+    /// The same, for whoever has it to itself for a moment.
+    async fn fleet_mut(&self) -> Result<(RwLockWriteGuard<'_, Replica>, pools::PoolState), Error> {
         let mut replica = self.replica.write().await;
         let pool = self.follower.load(&mut replica).await?;
-        Ok((replica.downgrade(), pool))
+        Ok((replica, pool))
     }
 
     async fn server(&self, request: Request, request_id: String) -> Result<ServerRecord, Error> {
@@ -349,12 +362,8 @@ impl Allocator {
         }
     }
 
-    async fn submit(&self, request: Request, request_id: String) -> Result<Answer, Error> {
-        self.enqueue(request, request_id).await
-    }
-
-    /// Puts a request into the queue, in the order of these calls, not of whoever awaits what they return.
-    fn enqueue(
+    /// Has the combiner do it. Requests are queued in the order of these calls, not of whoever awaits what they return.
+    fn submit(
         &self,
         request: Request,
         request_id: String,

@@ -95,7 +95,7 @@ impl Allocator {
         request: RelocateRequest,
         request_id: String,
     ) -> impl Future<Output = Result<RelocateAnswer, Error>> + Send + use<> {
-        let answer = self.enqueue(Request::Relocate(request), request_id);
+        let answer = self.submit(Request::Relocate(request), request_id);
         async move {
             match answer.await? {
                 Answer::Relocated(answer) => Ok(answer),
@@ -109,8 +109,8 @@ impl Allocator {
     /// # Errors
     /// [`Error`].
     pub async fn preview_relocation(&self, request: &RelocateRequest) -> Result<RelocateAnswer, Error> {
-        let (replica, pool) = self.fleet().await?;
         let project = self.committed_project(&request.project_id).await?;
+        let (replica, pool) = self.fleet().await?;
         Ok(relocate::preview(replica.fleet(), project, request, &self.options.context(pool.now))?)
     }
 

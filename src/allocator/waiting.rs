@@ -139,9 +139,14 @@ impl Call<'_> {
                 return Ok(EnsureAnswer { outcome, view: self.allocator.view(record) });
             }
             // From here on there may be a place to give up.
-            self.stay.has_place = true;
+            let had_place = std::mem::replace(&mut self.stay.has_place, true);
             let asked = WaitRequest { request: self.request.clone(), wait: left, caller: self.stay.caller };
-            match self.submit(Request::Wait(Box::new(asked))).await? {
+            let answer = self.submit(Request::Wait(Box::new(asked))).await;
+            if matches!(answer, Err(Error::Overloaded { .. })) {
+                // It did not come to the queue.
+                self.stay.has_place = had_place;
+            }
+            match answer? {
                 Answer::Ensured(answer) => return Ok(answer),
                 Answer::Waits(place) => match self.stand(place).await? {
                     Stood::Served(served) => outcome = served,
@@ -189,6 +194,11 @@ impl Call<'_> {
                     let others_wait = standing.caller != self.stay.caller
                         || standing.deadline - place.own_deadline > LONGER;
                     if others_wait {
+                        // The place is in the name of the call that came last. Whoever waits there for longer takes it back.
+                        if standing.caller == self.stay.caller {
+                            let (project_id, caller) = (self.request.project_id.clone(), self.stay.caller);
+                            self.submit(Request::Leave { project_id, caller }).await?;
+                        }
                         let waited_s = i64::try_from(self.wait.as_secs()).unwrap_or(i64::MAX);
                         return Err(timed_out(&self.request.project_id, waited_s, place.reason).into());
                     }

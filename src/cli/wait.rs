@@ -46,12 +46,26 @@ pub async fn ensure(
         return answer;
     }
     // The call is dropped by now, which tells the service.
+    if has_left(session, &project_id).await {
+        output::note("left the line; the place is kept for 30 s, should the same command come back");
+    } else {
+        output::note(&format!(
+            "whether `{project_id}` left the line is not known, and it may still be placed; `waiting` shows the line, and `release {project_id}` leaves it"
+        ));
+    }
+    Err(CliError::Told(EXIT_FAILURE))
+}
+
+/// Looks for a while whether the project is gone from the line.
+async fn has_left(session: &Session, project_id: &str) -> bool {
     let begun = Instant::now();
-    while begun.elapsed() < LEAVING && find(session, &project_id).await.is_some() {
+    while begun.elapsed() < LEAVING {
+        if let Ok(None) = find(session, project_id).await {
+            return true;
+        }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    output::note("left the line; the place is kept for 30 s, should the same command come back");
-    Err(CliError::Told(EXIT_FAILURE))
+    false
 }
 
 /// Calls until it is answered. A replica that stops or dies keeps the place.
@@ -89,11 +103,10 @@ fn is_final(status: &tonic::Status) -> bool {
     super::error::disposition(&details).is_some_and(|disposition| disposition != "TECHNICAL")
 }
 
-async fn find(session: &Session, project_id: &str) -> Option<Waiter> {
+async fn find(session: &Session, project_id: &str) -> Result<Option<Waiter>, tonic::Status> {
     let request = ListWaitingRequest { project_id: Some(project_id.to_owned()), ..Default::default() };
-    // One that cannot be told now is told a moment later.
-    let answer = session.allocator().list_waiting(session.request(request)).await.ok()?;
-    answer.into_inner().waiters.pop()
+    let answer = session.allocator().list_waiting(session.request(request)).await?;
+    Ok(answer.into_inner().waiters.pop())
 }
 
 /// Where the project stands: one line that is written over on a terminal, else a line whenever it changes.
@@ -113,7 +126,8 @@ impl<'a> Progress<'a> {
     async fn show(&mut self, project_id: &str) {
         tokio::time::sleep(FIRST_LOOK).await;
         loop {
-            if let Some(waiter) = find(self.session, project_id).await {
+            // Where it cannot be told now, it is told a moment later.
+            if let Ok(Some(waiter)) = find(self.session, project_id).await {
                 self.tell(&waiter);
             }
             tokio::time::sleep(LOOK).await;

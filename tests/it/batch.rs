@@ -138,3 +138,20 @@ async fn what_a_batch_does_not_offer_is_refused_by_name() {
     assert_eq!(violations(&refused(&results[1])), ["wait_for_capacity"]);
     done(&results[2]);
 }
+
+/// What was read before the first is done is not what the second finds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_after_a_request_that_adds_something_is_answered_with_what_was_added() {
+    let mut service = TestService::start().await;
+    service.client.register(server("web-1")).await;
+    service.client.place(request("blog")).await.unwrap();
+    let added = EnsureAllocationRequest { modules: vec![module("web")], ..request("blog") };
+    let results = ensure_all(&mut service.client, vec![added, request("blog")]).await.unwrap();
+    let [added, repeated] = &results[..] else { panic!("{results:?}") };
+    assert_eq!(
+        (done(added).outcome(), done(repeated).outcome()),
+        (EnsureOutcome::Extended, EnsureOutcome::Unchanged)
+    );
+    assert_eq!(done(repeated).allocations, done(added).allocations);
+    assert_eq!(done(repeated).placement, done(added).placement);
+}

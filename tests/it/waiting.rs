@@ -6,6 +6,7 @@ use resource_allocator::{
     allocator::AllocatorOptions,
     proto::v1::{self, EnsureOutcome, allocation_event::Detail, left_line::Cause, server_changed::Change},
 };
+use sqlx::Executor as _;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
@@ -644,4 +645,96 @@ async fn what_is_kept_for_the_first_is_the_same_at_a_replica_that_only_follows()
         one.release("shop", &[]).await;
         assert!(line(&two).await.is_empty());
     }
+}
+
+/// The call that joined last has the place in its name, and is the first to give up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_call_that_waits_for_less_time_leaves_nobody_in_line_who_does_not_wait() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    full_server(client, "a", 1024).await;
+    let long = stand(client, &[("shop", 1024)]).await.pop().unwrap();
+    let short = client.clone().place(waiting("shop", 1024, Duration::from_secs(2))).await;
+    refused(short, Code::DeadlineExceeded, "WAIT_TIMED_OUT");
+    until_line_is(client, &["shop"]).await;
+    long.hang_up();
+    until_line_is(client, &[]).await;
+    client.release("a-0", &[]).await;
+    client.place(now(waiting("after", 1024, LONG))).await.unwrap();
+    assert_consistent(&service.database.sql).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_hangs_up_while_its_batch_waits_for_the_pools_row_takes_no_place() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    full_server(client, "a", 1024).await;
+    let mut holder = service.database.sql.acquire().await.unwrap();
+    holder.execute("BEGIN; SELECT FROM pools FOR UPDATE").await.unwrap();
+    // Its own connection, which goes with it.
+    let gone = call(
+        &Client::connect(&format!("http://{}", service.running.address)).await,
+        waiting("shop", 1024, LONG),
+    );
+    service.database.wait_for_lock().await;
+    gone.hang_up();
+    // It is gone from the service once the service answers what came after.
+    let nobody = v1::GetPlacementRequest { project_id: "nobody".to_owned() };
+    client.allocator.get_placement(nobody).await.unwrap_err();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    holder.execute("ROLLBACK").await.unwrap();
+    refused(
+        client.place(now(waiting("after", 1024, LONG))).await,
+        Code::ResourceExhausted,
+        "INSUFFICIENT_CAPACITY",
+    );
+    assert_eq!(names(&line(client).await), Vec::<&str>::new());
+    let told = told(&service, "shop").await;
+    assert!(told.is_empty() || kinds(&told).contains(&"left_line"), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preview_of_the_first_in_line_says_what_its_call_would_do() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    full_server(client, "a", 4096).await;
+    let _waits = stand(client, &[("large", 4096)]).await;
+    client.release("a-0", &[]).await;
+    let ask = |project_id: &str| now(waiting(project_id, 1024, LONG));
+    let preview = |request| v1::EnsureAllocationRequest { validate_only: true, ..request };
+    refused(client.place(preview(ask("other"))).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
+    refused(client.place(ask("other")).await, Code::ResourceExhausted, "INSUFFICIENT_CAPACITY");
+    let previewed = client.place(preview(ask("large"))).await.unwrap();
+    let placed = client.place(ask("large")).await.unwrap();
+    assert_eq!((previewed.outcome(), placed.outcome()), (EnsureOutcome::Created, EnsureOutcome::Created));
+    assert_eq!(previewed.allocations[0].port, placed.allocations[0].port);
+}
+
+/// It came for want of room, and lacks a port by now, which no operation gives back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_set_aside_no_longer_is_given_to_who_waits_for_it() {
+    let set_aside = Duration::from_secs(6);
+    let options = AllocatorOptions { port_set_aside: set_aside, ..AllocatorOptions::default() };
+    let mut service = TestServiceBuilder { allocator: options, ..TestService::builder() }.start().await;
+    let client = &mut service.client;
+    let ports = v1::PortRange { start: 8000, end: 8001 };
+    client.register(v1::Server { capacity: Some(ram(1024)), port_range: Some(ports), ..server("a") }).await;
+    client.place(now(waiting("there", 1024, LONG))).await.unwrap();
+    let report = v1::ReportPortInUseRequest {
+        project_id: "there".to_owned(),
+        module: "backend".to_owned(),
+        port: 8000,
+        ..Default::default()
+    };
+    client.allocator.report_port_in_use(report).await.unwrap();
+    let two = v1::EnsureAllocationRequest {
+        modules: vec![module("web"), module("db")],
+        ..waiting("shop", 1024, LONG)
+    };
+    let waits = call(client, two);
+    assert_eq!(until_line_is(client, &["shop"]).await[0].reason, "INSUFFICIENT_CAPACITY");
+    client.release("there", &[]).await;
+    let placed = answered(waits).await.unwrap();
+    assert_eq!(placed.allocations.len(), 2);
+    assert_consistent(&service.database.sql).await;
 }
