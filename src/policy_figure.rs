@@ -83,12 +83,8 @@ fn split(text: &str) -> Result<(Resource, &str), String> {
     let Some((name, amount)) = text.split_once('=') else {
         return Err("a figure is written RESOURCE=AMOUNT, where the resource is cpu, ram or disk".to_owned());
     };
-    let resource = match name {
-        "cpu" => Resource::Cpu,
-        "ram" => Resource::Ram,
-        "disk" => Resource::Disk,
-        _ => return Err(format!("`{name}` is no resource; there are cpu, ram and disk")),
-    };
+    let resource = Resource::ALL.into_iter().find(|resource| resource.name() == name);
+    let resource = resource.ok_or_else(|| format!("`{name}` is no resource; there are cpu, ram and disk"))?;
     Ok((resource, amount))
 }
 

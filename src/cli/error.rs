@@ -221,7 +221,7 @@ impl Report {
             ("SERVER_NOT_FOUND", ..) => "`resource-allocator servers list` shows which there are",
             ("ETAG_MISMATCH", ..) => "read the server again, and repeat the change with its new etag",
             ("SERVER_IN_USE", ..) => {
-                "see what it holds with `resource-allocator list --server`, and release that"
+                "`resource-allocator servers drain` moves what it holds; `list --server` shows it"
             }
             ("SYNC_REFUSED", ..) => "look at the list; --allow-mass-missing confirms it",
             ("LOG_RESTARTED", ..) => "list anew, and watch from that answer's resume_token",

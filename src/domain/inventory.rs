@@ -191,7 +191,7 @@ pub fn check_removable(state: &ServerState) -> Result<(), Refusal> {
     Err(Refusal::new(
         Reason::ServerInUse,
         format!(
-            "server `{handle}` holds {placements} placements; release them first, or set it to MAINTENANCE"
+            "server `{handle}` holds {placements} placements; move them with DrainServer, or release them, and then delete it"
         ),
     )
     .with("server_handle", handle)

@@ -37,6 +37,16 @@ impl Resource {
         }
     }
 
+    /// The resource's name where a figure of it is not an amount, such as a percentage.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ram => "ram",
+            Self::Disk => "disk",
+            Self::Cpu => "cpu",
+        }
+    }
+
     /// An amount of it in words, with its unit.
     #[must_use]
     pub fn describe(self, amount: i64) -> String {

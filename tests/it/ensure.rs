@@ -850,3 +850,39 @@ async fn l13_what_a_search_finds_is_where_an_ensure_goes() {
         }
     }
 }
+
+/// The deploy may have failed since, and so may the server. What an answer says of a project is where it belongs: these are all of
+/// its fields.
+#[tokio::test(flavor = "multi_thread")]
+async fn l05_a_placement_says_where_and_never_that_it_runs() {
+    let mut service = TestService::start().await;
+    service.client.register(server("web-1")).await;
+    let placed = service.client.ensure("shop", &[]).await.unwrap();
+    service.client.set_status("web-1", ServerStatus::Error).await;
+    let repeated = service.client.ensure("shop", &[]).await.unwrap();
+    let v1::EnsureAllocationResponse { outcome: _, placement, mut allocations, resume_token: _ } = repeated;
+    let v1::Placement {
+        project_id: _,
+        server_handle,
+        server_address: _,
+        server_admissible,
+        reserved: _,
+        etag: _,
+        create_time: _,
+        update_time: _,
+        server_selector: _,
+        expire_time: _,
+    } = placement.unwrap();
+    assert_eq!((server_handle.as_str(), server_admissible), ("web-1", false));
+    let v1::Allocation {
+        id: _,
+        project_id: _,
+        module: _,
+        server_handle: _,
+        server_address: _,
+        port,
+        protocol: _,
+        create_time: _,
+    } = allocations.remove(0);
+    assert_eq!(port, placed.allocations[0].port);
+}

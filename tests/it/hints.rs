@@ -93,3 +93,22 @@ async fn without_hints_replicas_look_by_themselves() {
     }
     assert_eq!(ears(&service.database.sql).await, Vec::<i32>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn l41_no_transaction_that_holds_the_pools_row_notifies() {
+    let mut service = TestService::start().await;
+    let mut listener = PgListener::connect(service.database.url()).await.unwrap();
+    listener.listen("resource_allocator_commits").await.unwrap();
+    service.client.register(server("web-1")).await;
+    service.client.ensure("shop", &[]).await.unwrap();
+    let writers = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()
+         AND (query LIKE '%INSERT INTO allocation_events%' OR query LIKE '%FROM pools%FOR UPDATE%' OR query = 'COMMIT')
+         AND application_name = 'resource-allocator'";
+    let writers: Vec<i32> = sqlx::query_scalar(writers).fetch_all(&service.database.sql).await.unwrap();
+    assert_eq!(writers.len(), 1, "the combiner's connection");
+    let hint = timeout(PATIENCE, listener.recv()).await.unwrap().unwrap();
+    assert!(!writers.contains(&i32::try_from(hint.process_id()).unwrap()), "{writers:?}");
+    let functions =
+        "SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosrc ~* 'notify'";
+    assert_eq!(service.database.count(functions).await, 0);
+}

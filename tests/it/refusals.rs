@@ -630,7 +630,10 @@ async fn two_refusals_in_turn_are_told_once_each_also_where_the_tables_are_edite
         service.client.place(request("shop")).await.unwrap_err();
         service.client.place(pinned.clone()).await.unwrap_err();
         // Has the tables be read anew.
-        sqlx::query("UPDATE placements SET update_time = now()").execute(&service.database.sql).await.unwrap();
+        sqlx::query("UPDATE placements SET update_time = now()")
+            .execute(&service.database.sql)
+            .await
+            .unwrap();
     }
     let told = service.database.operations("shop").await;
     assert_eq!(told, [("refused", 2), ("refused", 2)].map(|(kind, events)| (kind.to_owned(), events)));

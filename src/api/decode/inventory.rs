@@ -262,8 +262,8 @@ fn patch_field(fields: &mut Fields, patch: &mut ServerPatch, field: &str, given:
                 }
             }
             Some(("overcommit_percent", figure)) => {
-                let resource = Resource::ALL.into_iter().zip(["ram", "disk", "cpu"]);
-                let Some((resource, _)) = resource.into_iter().find(|(_, name)| *name == figure) else {
+                let Some(resource) = Resource::ALL.into_iter().find(|resource| resource.name() == figure)
+                else {
                     let problem =
                         format!("`overcommit_percent.{}` is not a field that can be changed", told(figure));
                     fields.refuse("update_mask", problem);

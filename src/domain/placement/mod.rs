@@ -226,7 +226,7 @@ fn not_admissible(project: &Project, state: &ServerState, exclusion: &Exclusion)
     let refusal = Refusal::new(
         Reason::BoundServerNotAdmissible,
         format!(
-            "project `{}` is placed on `{handle}`, which takes nothing new: it {}; what the project holds stands. Repair the server, or release the project to place it anew",
+            "project `{}` is placed on `{handle}`, which takes nothing new: it {}; what the project holds stands. Repair the server, or move the project with RelocateProject",
             project.id,
             exclusion.detail()
         ),

@@ -29,8 +29,8 @@ TYPED = {
 }
 # test_grpcurl.py types the one; the other brings what is missing, and starts all this.
 NOT_READ_HERE = {"With grpcurl", "Two commands"}
-# Lines that start a service, or name what the reader alone knows.
-NOT_TYPED = re.compile(r"…|\bserve --listen\b|example\.com")
+# Lines that build or start the service, or name what the reader alone knows.
+NOT_TYPED = re.compile(r"…|\bcargo install\b|\bserve --listen\b|example\.com")
 
 
 def part(heading: str) -> list[Block]:

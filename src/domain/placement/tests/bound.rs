@@ -62,9 +62,9 @@ fn a_broken_server_is_told_to_its_project_in_words() {
         ledger.ensure(&an_ensure("shop").module("web")).unwrap_err().message
     });
     insta::assert_snapshot!(told.join("\n"), @r"
-        project `shop` is placed on `web-1`, which takes nothing new: it is not managed; what the project holds stands. Repair the server, or release the project to place it anew
-        project `shop` is placed on `web-1`, which takes nothing new: it has the status MAINTENANCE, which admits no work; what the project holds stands. Repair the server, or release the project to place it anew
-        project `shop` is placed on `web-1`, which takes nothing new: it reported its usage 301 s ago, and the limit is 300 s; what the project holds stands. Repair the server, or release the project to place it anew
+        project `shop` is placed on `web-1`, which takes nothing new: it is not managed; what the project holds stands. Repair the server, or move the project with RelocateProject
+        project `shop` is placed on `web-1`, which takes nothing new: it has the status MAINTENANCE, which admits no work; what the project holds stands. Repair the server, or move the project with RelocateProject
+        project `shop` is placed on `web-1`, which takes nothing new: it reported its usage 301 s ago, and the limit is 300 s; what the project holds stands. Repair the server, or move the project with RelocateProject
         ");
 }
 

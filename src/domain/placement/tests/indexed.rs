@@ -183,11 +183,10 @@ proptest! {
 
 /// At how much a choice looks in a fleet of so many servers, each a little fuller than the one before.
 fn looks(servers: i64, strategy: request::Strategy) -> usize {
-    let mut fleet = Fleet::default();
-    for number in 0..servers {
-        let server = a_server("s").ram(10_000).cpu(10_000).reserved(ram(number * 9_000 / servers));
-        put(&mut fleet, usize::try_from(number).unwrap(), server);
-    }
+    let servers: Vec<_> = (0..servers)
+        .map(|number| a_server(&format!("s-{number:05}")).ram(10_000).reserved(ram(number * 9_000 / servers)))
+        .collect();
+    let fleet = a_fleet(&servers);
     let asked = Resources { cpu_millis: 100, ..ram(2_000) };
     let looks = Cell::new(0);
     let looked = fleet.read_index(&BTreeMap::new(), None, &context(), |view| {
