@@ -140,14 +140,20 @@ class _Deployment:
 
     def _failed(self, reason: str, module: Module, what: str) -> PipelineError:
         log = self._log(module)
-        last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-        told = "\n".join(last)
-        for secret in self._secrets.values():
-            told = told.replace(secret, "…")
+        told = self._masked(log.read_text(encoding="utf-8", errors="replace"))
+        told = "\n".join(told.splitlines()[-_LAST_LINES:])
         message = (
             f"module `{module.name}` of `{self._project_id}` {what}; everything was stopped. {log} ends with:\n{told}"
         )
         return PipelineError(reason, Disposition.CALLER, message, module=module.name, log=str(log))
+
+    def _masked(self, text: str) -> str:
+        """Takes the secrets out of a whole text: of one that has lines of its own, a part would not be known."""
+        # The longest first: of one that has another in it, the rest would stay.
+        for secret in sorted(self._secrets.values(), key=len, reverse=True):
+            if secret:
+                text = text.replace(secret, "…")
+        return text
 
     def _log(self, module: Module) -> Path:
         return self._folder / f"{file_name(module.name)}.log"

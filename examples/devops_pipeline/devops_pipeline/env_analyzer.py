@@ -26,8 +26,12 @@ COMPOSE = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose
 
 _Part = Literal["PORT", "HOST", "ADDRESS", "URL"]
 _PARTS: tuple[_Part, ...] = ("PORT", "HOST", "ADDRESS", "URL")
-# A word of a name that says that the value is a secret.
-_SECRET = {"SECRET", "TOKEN", "PASSWORD", "PASSWD", "PASSPHRASE", "KEY", "CREDENTIAL", "CREDENTIALS", "DSN"}
+# What says that the value is a secret, wherever it stands in a name: PGPASSWORD, AUTHTOKEN. That takes some for a secret that
+# are none, such as MAX_TOKENS, whose value then is the operator's to give. The other way round, what a file shows as an example
+# would become a password.
+_SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY")
+# What says so as a word, or as the end of one: DB_PASS, DBPASS, MYSQL_PWD, REDIS_AUTH, but not AUTHOR, MONKEY or PASSENGERS.
+_SECRET_WORD = re.compile(r"(.*PASS|.*PWD|AUTH|KEYS?|CREDS?|DSN)[0-9]*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Compose's own: ${NAME}, ${NAME:-proposal}, ${NAME:?message}, $NAME; two dollars are one.
 _INTERPOLATION = re.compile(
@@ -56,11 +60,11 @@ def _classify(name: str, modules: list[str]) -> Variable:
                 return Variable(kind="allocation", module=module, part=part)
     if name in ("PORT", "HOST"):
         return Variable(kind="own", part=cast("_Part", name))
-    words = name.upper().split("_")
+    words = re.split(r"[^A-Z0-9]+", name.upper())
     # A URL may hold a password, so it is looked at for where it is first: either way its example is not taken.
     if words[-1] in _PARTS:
         return Variable(kind="external")
-    if _SECRET & set(words):
+    if _SECRET.search(name.upper()) or any(map(_SECRET_WORD.fullmatch, words)):
         return Variable(kind="secret")
     return Variable(kind="setting")
 

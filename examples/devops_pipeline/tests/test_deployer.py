@@ -110,6 +110,16 @@ def test_a_process_that_ends_is_told_with_its_last_lines_but_not_its_secrets(
     assert "do-not-tell" not in failed.message
 
 
+def test_what_is_told_of_a_log_has_no_part_of_a_secret(client: ResourceAllocator, work: Path, state):
+    # One secret has lines, of which the first are cut off with what is before them; another has one of the others in it.
+    lines = "\n".join(f"line {number} of the key" for number in range(30))
+    state["secrets"] |= {"USER_PART": SecretStr("admin"), "LOGIN": SecretStr("admin:hunter2"), "KEY": SecretStr(lines)}
+    tells = "import os; print(os.environ['KEY']); print('as', os.environ['LOGIN']); raise SystemExit(3)"
+    state = with_modules(state, {"name": "backend", "command": ["python3", "-c", tells]})
+    message = refused("PROCESS_ENDED", Disposition.CALLER, deployer_node(client, work), state).message
+    assert message.endswith("ends with:\n…\nas …")
+
+
 def test_a_program_that_is_not_there_is_told_and_the_others_are_stopped(client: ResourceAllocator, work: Path, state):
     state = with_modules(state, module(), {"name": "gone", "command": ["no-such-program"]})
     assert "no-such-program" in refused("CANNOT_START", Disposition.CALLER, deployer_node(client, work), state).message

@@ -39,6 +39,19 @@ def test_a_name_says_where_its_value_comes_from(tmp_path: Path):
     assert (found["MAIL_QUEUE_ADDRESS"]["module"], found["MAIL_QUEUE_ADDRESS"]["part"]) == ("mail-queue", "ADDRESS")
 
 
+SECRETS = """
+    PGPASSWORD DB_PASS DBPASS MYSQL_PWD OPENAI_APIKEY OPENAI_API_KEY AUTHTOKEN REDIS_AUTH db_password API_KEYS ENCRYPTION_KEY_2
+    AWS_SECRET_ACCESS_KEY ACCESSKEY GCP_CREDENTIALS GCP_CREDS SENTRY_DSN KEY_PASSPHRASE CLIENTSECRET HTPASSWD HTTP-AUTH DB_PASS1
+"""
+SETTINGS = "AUTHOR AUTHORS OAUTH_SCOPES MONKEY KEYBOARD PASSENGERS PASSIVE_MODE LOG_LEVEL GREETING"
+
+
+@pytest.mark.parametrize(("names", "kind"), [(SECRETS, "secret"), (SETTINGS, "setting")])
+def test_a_secret_is_known_by_its_name_however_that_is_written(tmp_path: Path, names: str, kind: str):
+    found = analyze(tmp_path, example="".join(f"{name}=changeme\n" for name in names.split()))
+    assert {name: variable["kind"] for name, variable in found.items()} == dict.fromkeys(names.split(), kind)
+
+
 def test_an_example_is_read_as_dotenv_has_it(tmp_path: Path):
     text = "# a comment\nexport GREETING=\"Hello, $NAME\"\nEMPTY=\nBARE\nQUOTED='a # b'\n"
     found = analyze(tmp_path, example=text)
