@@ -61,8 +61,7 @@ class _Deployment:
     def run(self) -> dict[str, Running]:
         self._check_place()
         processes.stop(self._mark)
-        for module, resource in self._modules:
-            self._check_port(module, resource)
+        self._check_ports()
         write_whole(self._folder / ".env", render(self._environment))
         started: list[tuple[Module, AllocatedResource, subprocess.Popen[bytes]]] = []
         try:
@@ -91,19 +90,39 @@ class _Deployment:
                 "NOT_THIS_MACHINE", Disposition.OPERATOR, message, server_handle=server, address=address
             )
 
-    def _check_port(self, module: Module, resource: AllocatedResource) -> None:
+    def _check_ports(self) -> None:
+        held = [(module, resource["port"]) for module, resource in self._modules if not self._is_free(module, resource)]
+        # A port that the project wants, and no other, comes first: no port is set aside for a deploy that cannot be.
+        held.sort(key=lambda one: one[0].port is None)
+        told = [self._replace(module, port) for module, port in held]
+        if told:
+            names = ", ".join(module.name for module, _ in held)
+            ports = ", ".join(str(port) for _, port in held)
+            raise TryAgain("PORT_HELD", "; ".join(told), module=names, port=ports)
+
+    def _is_free(self, module: Module, resource: AllocatedResource) -> bool:
         host, port = resource["server_address"], resource["port"]
-        if probes.is_free(host, port, resource["protocol"]):
-            return
+        try:
+            return probes.is_free(host, port, resource["protocol"])
+        except OSError as error:
+            # Nobody holds the port. Were it told to the service as held, so would be every port that it gives instead.
+            message = (
+                f"module `{module.name}` of `{self._project_id}` cannot listen on port {port} at {host} on this machine "
+                f"({error.strerror or error}): see to the worker's rights and to the server's address, and retry the job"
+            )
+            raise PipelineError(
+                "CANNOT_LISTEN", Disposition.OPERATOR, message, module=module.name, address=host, port=str(port)
+            ) from error
+
+    def _replace(self, module: Module, port: int) -> str:
+        """Has the service give a module another port, and tells of it."""
         holder = probes.holder(port)
         message = f"port {port} of module `{module.name}` of `{self._project_id}` is held by {holder} on this machine"
         if module.port is not None:
-            # The project wants this port and no other.
             message += f": project.yaml asks for {port}, so stop that, or ask for another port, and retry the job"
             raise PipelineError("PORT_HELD", Disposition.OPERATOR, message, module=module.name, port=str(port))
         told = self._client.report_port_in_use(self._project_id, module.name, port, detail=f"{holder} holds it")
-        message += f"; the service gave the module port {told.allocation.port} instead"
-        raise TryAgain("PORT_HELD", message, module=module.name, port=str(port))
+        return f"{message}; the service gave the module port {told.allocation.port} instead"
 
     def _start(self, module: Module, resource: AllocatedResource) -> subprocess.Popen[bytes]:
         own = {"HOST": part_of(resource, "HOST"), "PORT": part_of(resource, "PORT")}

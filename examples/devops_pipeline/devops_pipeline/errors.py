@@ -45,6 +45,11 @@ class TryAgain(PipelineError):
         super().__init__(reason, Disposition.TECHNICAL, message, **metadata)
         self.retry_after = timedelta(0)
 
+    def given_up(self, tries: int) -> PipelineError:
+        """Gives what it comes to when the runs do not end: someone has to see why what was put right did not help."""
+        message = f"{self.message}. {tries} runs in a row ended so: see to the machine, and retry the job"
+        return PipelineError(self.reason, Disposition.OPERATOR, message, **self.metadata)
+
 
 class Report(TypedDict):
     """What a job's file says of why the deploy stopped."""

@@ -24,6 +24,8 @@ QUEUED, PARKED, DONE, FAILED = "queued", "parked", "done", "failed"
 # A job that ended its worker as often as this is not tried again: it would end the next one.
 MOST_STARTS = 5
 # A file that cannot be read is not judged before it has been left alone for this long.
+# A job of which as many runs in a row put something right, and yet did not come through, waits for someone to see why.
+MOST_TRIES_AGAIN = 5
 SETTLED_S = 2.0
 
 
@@ -63,16 +65,21 @@ class Job:
 
     def done(self, **result: Any) -> None:
         """Ends it well."""
-        self._write(status=DONE, starts=0, report=None, again_at=None, **result)
+        self._write(status=DONE, starts=0, report=None, again_at=None, tries_again=0, **result)
 
     def failed(self, report: Report) -> None:
         """Ends it."""
-        self._write(status=FAILED, report=report, again_at=None)
+        self._write(status=FAILED, report=report, again_at=None, tries_again=0)
 
-    def parked(self, report: Report, again_after_s: float | None) -> None:
+    def parked(self, report: Report, again_after_s: float | None, tries_again: int = 0) -> None:
         """Sets it aside, until a time where there is one."""
         again_at = None if again_after_s is None else time.time() + again_after_s
-        self._write(status=PARKED, starts=0, report=report, again_at=again_at)
+        self._write(status=PARKED, starts=0, report=report, again_at=again_at, tries_again=tries_again)
+
+    @property
+    def tries_again(self) -> int:
+        """Says how many runs in a row put something right and asked for another run."""
+        return int(self.content.get("tries_again", 0))
 
     @property
     def is_due(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import socket
 import time
@@ -18,17 +19,21 @@ PAUSE_S = 0.1
 def is_this_machine(host: str) -> bool:
     """Says whether one can listen at the address here: only then does a process here run where the allocation says."""
     for family, kind, protocol, _, address in _resolve(host, 0):
-        with socket.socket(family, kind, protocol) as probe:
-            try:
+        try:
+            with socket.socket(family, kind, protocol) as probe:
                 probe.bind(address)
-            except OSError:
-                continue
-            return True
+        except OSError:
+            continue
+        return True
     return False
 
 
 def is_free(host: str, port: int, protocol: str) -> bool:
-    """Says whether nothing holds the port at the address."""
+    """Says whether nothing holds the port at the address.
+
+    Raises OSError where one cannot listen there for another cause, which another port would not mend: the worker may not have the
+    port, or the name stands for an address of another machine too.
+    """
     for family, kind, number, _, address in _resolve(host, port, protocol):
         with socket.socket(family, kind, number) as probe:
             if protocol == "TCP":
@@ -38,7 +43,9 @@ def is_free(host: str, port: int, protocol: str) -> bool:
                 probe.bind(address)
                 if protocol == "TCP":
                     probe.listen(1)
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
                 return False
     return True
 

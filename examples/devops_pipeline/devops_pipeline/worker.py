@@ -18,9 +18,9 @@ from typing import Any
 
 from resource_allocator_client import Disposition, ResourceAllocator, ResourceAllocatorError
 
-from .errors import PipelineError, report_of
+from .errors import PipelineError, TryAgain, report_of
 from .graph import build_graph
-from .jobs import MOST_STARTS, PARKED, QUEUED, Job, Jobs
+from .jobs import MOST_STARTS, MOST_TRIES_AGAIN, PARKED, QUEUED, Job, Jobs
 from .project import read_project, spec_of
 from .signs import Signs
 
@@ -133,6 +133,12 @@ class Worker:
         report = report_of(error)
         if error.disposition is Disposition.CALLER:
             _log.error("%s: failed: %s", job.name, error)
+        # A fault of the service in between does not begin them anew.
+        tries_again = job.tries_again if error.disposition is Disposition.TECHNICAL else 0
+        if isinstance(error, TryAgain):
+            tries_again += 1
+            if tries_again >= MOST_TRIES_AGAIN:
+                error, tries_again = error.given_up(tries_again), 0
             job.failed(report)
             return
         advised = getattr(error, "retry_after", None)
@@ -142,7 +148,7 @@ class Worker:
             Disposition.OPERATOR: None,
         }[error.disposition]
         _log.warning("%s: parked: %s", job.name, error)
-        job.parked(report, again_after)
+        job.parked(report, again_after, tries_again)
 
 
 def _summary(state: dict[str, Any]) -> str:

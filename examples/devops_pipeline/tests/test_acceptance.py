@@ -8,16 +8,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
-from conftest import EXAMPLE, HELLO, Pipeline, eventually, get, register
-from live_service import PATIENCE_S
+from conftest import EXAMPLE, HELLO, PORTS, Pipeline, eventually, get, register
+from live_service import PATIENCE_S, Service
 
 from devops_pipeline.graph import build_graph
+from devops_pipeline.jobs import MOST_TRIES_AGAIN
 from resource_allocator_client.v1 import resource_allocator_pb2 as api
 from resource_allocator_client.v1 import server_inventory_pb2 as inventory
 from resource_allocator_client.v1 import types_pb2 as types
@@ -259,6 +261,49 @@ def test_a_port_that_a_stranger_holds_is_replaced_and_the_deploy_goes_on_l18(pip
         set_aside = next(event for event in watch if event.WhichOneof("detail") == "port_set_aside").port_set_aside
     assert set_aside.allocation.port == held
     assert f"process {os.getpid()} (" in set_aside.detail
+
+
+def test_ports_that_are_held_one_after_the_other_are_not_all_set_aside(
+    pipeline: Pipeline, shared_service: Service, project, tag: str
+):
+    server = register(shared_service, f"here-{tag}", labels={"test": tag})
+    backend = {"name": "backend", "command": ["python3", "backend.py"], "health": "/health"}
+    shop = project(files={".env.example": "BOT_TOKEN=\nGREETING=Hello\n"}, modules=[backend])
+    pipeline.give_secrets(shop.name, BOT_TOKEN="token")
+    name = pipeline.submit(shop)
+    with ExitStack() as strangers:
+        for port in range(server.port_range.start, server.port_range.end + 1):
+            strangers.enter_context(socket.create_server(("127.0.0.1", port)))
+        pipeline.worker("--once").finish()
+    job = pipeline.job(name)
+    assert (job["status"], job["report"]["reason"], job["report"]["disposition"]) == ("parked", "PORT_HELD", "OPERATOR")
+    assert f"{MOST_TRIES_AGAIN} runs in a row" in job["report"]["message"]
+    # The last one was told too, and the module has the next.
+    assert MOST_TRIES_AGAIN < PORTS
+    assert pipeline.ports(shop.name) == {"backend": server.port_range.start + MOST_TRIES_AGAIN}
+
+    # The strangers are gone, and someone says so.
+    assert pipeline.command("retry").split() == [name]
+    pipeline.worker("--once").finish()
+    job = pipeline.job(name)
+    assert (job["status"], job["tries_again"]) == ("done", 0)
+
+
+def test_all_ports_that_are_held_are_replaced_in_one_run(pipeline: Pipeline, here: str, project):
+    shop = project()
+    pipeline.give_secrets(shop.name, BOT_TOKEN="token")
+    held = [
+        one.port for one in pipeline.client.ensure(shop.name, ["backend", "frontend"], server_handle=here).allocations
+    ]
+    name = pipeline.submit(shop)
+    with ExitStack() as strangers:
+        for port in held:
+            strangers.enter_context(socket.create_server(("127.0.0.1", port)))
+        worker = pipeline.worker("--once")
+        worker.finish()
+    assert pipeline.job(name)["status"] == "done"
+    assert not set(held) & set(pipeline.ports(shop.name).values())
+    assert sum(": parked: " in line for line in worker.said) == 1
 
 
 @pytest.fixture

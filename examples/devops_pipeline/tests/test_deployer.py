@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -142,6 +143,35 @@ def test_a_port_that_the_project_insists_on_and_a_stranger_holds_is_told_with_it
         failed = refused("PORT_HELD", Disposition.OPERATOR, deployer_node(client, work), state)
     assert f"port {port_of(state)}" in failed.message
     assert f"process {os.getpid()} (" in failed.message
+    assert count(work) == 0
+
+
+def test_a_name_that_is_another_machines_too_makes_no_port_look_held(
+    client: ResourceAllocator, work: Path, state, monkeypatch: pytest.MonkeyPatch
+):
+    of_this_machine = socket.getaddrinfo("127.0.0.1", port_of(state), type=socket.SOCK_STREAM)
+    of_another = socket.getaddrinfo("192.0.2.7", port_of(state), type=socket.SOCK_STREAM)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: of_this_machine + of_another)
+    failed = refused("CANNOT_LISTEN", Disposition.OPERATOR, deployer_node(client, work), state)
+    assert f"port {port_of(state)} at 127.0.0.1" in failed.message
+    assert os.strerror(errno.EADDRNOTAVAIL) in failed.message
+
+
+def test_a_port_that_the_worker_may_not_have_is_not_one_that_is_held(
+    client: ResourceAllocator, work: Path, state, monkeypatch: pytest.MonkeyPatch
+):
+    bind = socket.socket.bind
+
+    def bind_as_anyone(self: socket.socket, address: tuple[str, int]) -> None:
+        # Root, as which tests may run, may have every port.
+        if address[1] == port_of(state):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        bind(self, address)
+
+    monkeypatch.setattr(socket.socket, "bind", bind_as_anyone)
+    failed = refused("CANNOT_LISTEN", Disposition.OPERATOR, deployer_node(client, work), state)
+    assert os.strerror(errno.EACCES) in failed.message
+    assert failed.metadata["port"] == str(port_of(state))
     assert count(work) == 0
 
 
