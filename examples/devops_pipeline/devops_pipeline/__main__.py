@@ -9,9 +9,10 @@ import signal
 import sys
 from pathlib import Path
 
-from resource_allocator_client import ResourceAllocator
+from resource_allocator_client import Disposition, ResourceAllocator
 
 from . import processes
+from .errors import PipelineError, report_of
 from .jobs import FAILED, PARKED, Jobs
 
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     retry.add_argument("job", nargs="*", help="names of jobs; none means all that are parked")
     retry.set_defaults(run=_retry)
 
-    stop = commands.add_parser("stop", help="stop a project's processes; its place and its ports stay its own")
+    stop = commands.add_parser("stop", help="stop a project's processes and jobs; its place and ports stay its own")
     stop.add_argument("project_id")
     stop.add_argument("--release", action="store_true", help="give its place and its ports back as well")
     stop.set_defaults(run=_stop)
@@ -99,7 +100,13 @@ def _retry(work: Path, arguments: argparse.Namespace) -> int:
 def _stop(work: Path, arguments: argparse.Namespace) -> int:
     """Reads nothing from the service and asks it for nothing, unless told to give back: a stop must never place a project."""
     project_id: str = arguments.project_id
-    with Jobs(work).project_locked(project_id):
+    message = f"`{project_id}` was stopped before this job was done; retry the job where it shall run again"
+    stopped = report_of(PipelineError("STOPPED", Disposition.CALLER, message))
+    with Jobs(work).project_stopped(project_id) as jobs:
+        # First of all: what is given back tells every worker that there is room, also for this project.
+        for job in jobs:
+            job.failed(stopped)
+            print(f"stopped job {job.name}")
         for number in processes.stop(processes.mark_of(work, project_id)):
             print(f"stopped process {number}")
         if arguments.release:

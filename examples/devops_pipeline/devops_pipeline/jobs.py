@@ -12,20 +12,21 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import Report
+from .errors import PipelineError, Report
 from .files import file_name, locked, write_whole
+from .project import read_project
 
 QUEUED, PARKED, DONE, FAILED = "queued", "parked", "done", "failed"
 # A job that ended its worker as often as this is not tried again: it would end the next one.
 MOST_STARTS = 5
-# A file that cannot be read is not judged before it has been left alone for this long.
 # A job of which as many runs in a row put something right, and yet did not come through, waits for someone to see why.
 MOST_TRIES_AGAIN = 5
+# A file that cannot be read is not judged before it has been left alone for this long.
 SETTLED_S = 2.0
 
 
@@ -45,6 +46,15 @@ class Job:
     def status(self) -> str:
         """Says whether it is queued, parked, done or failed."""
         return str(self.content.get("status", QUEUED))
+
+    @property
+    def project_id(self) -> str | None:
+        """Says which project it deploys; None where its project cannot be read, and so cannot be deployed either."""
+        folder = self.content.get("project")
+        try:
+            return read_project(Path(folder)).project_id if isinstance(folder, str) else None
+        except PipelineError:
+            return None
 
     @property
     def report(self) -> Report | None:
@@ -115,10 +125,26 @@ class Jobs:
         return [job for job in found if job is not None]
 
     @contextmanager
-    def claimed(self, job: Job) -> Iterator[Job | None]:
-        """Holds a job, as it is now; None where another worker has it or it is gone."""
-        with locked(self._locks / f"job-{job.path.stem}.lock", wait=False) as ours:
+    def claimed(self, job: Job, *, wait: bool = False) -> Iterator[Job | None]:
+        """Holds a job, as it is now; None where it is gone, or another worker has it and that is not waited for."""
+        with locked(self._locks / f"job-{job.path.stem}.lock", wait=wait) as ours:
             yield self._read(job.path) if ours else None
+
+    @contextmanager
+    def project_stopped(self, project_id: str) -> Iterator[list[Job]]:
+        """Holds a project and those of its jobs that are not over, which are for the caller to end.
+
+        The jobs come before the project, as a worker takes them: one that has a job may be about to wait for the project, or about
+        to put the job aside, and would start afterwards what was stopped.
+        """
+        with ExitStack() as held:
+            jobs = [
+                held.enter_context(self.claimed(job, wait=True))
+                for job in self.all()
+                if job.status in (QUEUED, PARKED) and job.project_id == project_id
+            ]
+            held.enter_context(self.project_locked(project_id))
+            yield [job for job in jobs if job is not None and job.status in (QUEUED, PARKED)]
 
     @contextmanager
     def project_locked(self, project_id: str) -> Iterator[None]:

@@ -329,6 +329,13 @@ def test_the_guard_guards(guarded: list[str]):
         assert done.returncode == 97, done.stderr
 
 
+def set_status(pipeline: Pipeline, handle: str, status: types.ServerStatus.ValueType) -> None:
+    request = inventory.UpdateServerRequest(server=types.Server(handle=handle, status=status))
+    request.update_mask.paths.append("status")
+    with grpc.insecure_channel(pipeline.service.address) as channel:
+        ServerInventoryStub(channel).UpdateServer(request, timeout=PATIENCE_S)
+
+
 def test_a_server_in_maintenance_takes_no_deploy_of_what_it_holds(pipeline: Pipeline, here: str, project):
     shop = project()
     pipeline.give_secrets(shop.name, BOT_TOKEN="token")
@@ -336,23 +343,14 @@ def test_a_server_in_maintenance_takes_no_deploy_of_what_it_holds(pipeline: Pipe
     pipeline.worker("--once").finish()
     ran = {process.pid for process in pipeline.processes(shop.name)}
 
-    with grpc.insecure_channel(pipeline.service.address) as channel:
-        stub = ServerInventoryStub(channel)
-
-        def set_status(status: types.ServerStatus.ValueType) -> None:
-            server = types.Server(handle=here, status=status)
-            request = inventory.UpdateServerRequest(server=server)
-            request.update_mask.paths.append("status")
-            stub.UpdateServer(request, timeout=PATIENCE_S)
-
-        set_status(types.SERVER_STATUS_MAINTENANCE)
-        name = pipeline.submit(shop)
-        pipeline.worker("--once").finish()
-        job = pipeline.job(name)
-        assert (job["status"], job["report"]["reason"]) == ("parked", "SERVER_NOT_ADMISSIBLE")
-        # What runs is left alone.
-        assert {process.pid for process in pipeline.processes(shop.name)} == ran
-        set_status(types.SERVER_STATUS_READY)
+    set_status(pipeline, here, types.SERVER_STATUS_MAINTENANCE)
+    name = pipeline.submit(shop)
+    pipeline.worker("--once").finish()
+    job = pipeline.job(name)
+    assert (job["status"], job["report"]["reason"]) == ("parked", "SERVER_NOT_ADMISSIBLE")
+    # What runs is left alone.
+    assert {process.pid for process in pipeline.processes(shop.name)} == ran
+    set_status(pipeline, here, types.SERVER_STATUS_READY)
     pipeline.worker()
     pipeline.until(name, "done")
 
@@ -374,3 +372,33 @@ def test_stopping_asks_the_service_for_nothing_l04(pipeline: Pipeline, here: str
     assert pipeline.command("stop", "--release", shop.name).count("gave back") == 2
     assert isinstance(pipeline.client.release(shop.name), api.ReleaseAllocationResponse)
     assert not pipeline.ports(shop.name)
+
+
+def test_what_is_stopped_and_given_back_is_not_started_by_the_room_that_it_leaves(
+    pipeline: Pipeline, here: str, project, tag: str
+):
+    shop, other = project(), project("other")
+    for folder in (shop, other):
+        pipeline.give_secrets(folder.name, BOT_TOKEN="token")
+    worker = pipeline.worker()
+    pipeline.until(pipeline.submit(shop), "done")
+    # It is to be deployed again, and waits for its server, while another one could have it.
+    set_status(pipeline, here, types.SERVER_STATUS_MAINTENANCE)
+    name = pipeline.submit(shop)
+    assert pipeline.until(name, "parked")["report"]["reason"] == "SERVER_NOT_ADMISSIBLE"
+    register(pipeline.service, f"second-{tag}", labels={"test": tag})
+
+    said = pipeline.command("stop", "--release", shop.name)
+    assert f"stopped job {name}" in said
+    assert said.count("gave back") == 2
+    job = pipeline.job(name)
+    assert (job["status"], job["report"]["reason"]) == ("failed", "STOPPED")
+    # The worker goes on, and has seen the release by then.
+    pipeline.until(pipeline.submit(other), "done")
+    assert not pipeline.ports(shop.name)
+    assert not pipeline.processes(shop.name)
+
+    # Whoever wants it back says so.
+    assert pipeline.command("retry", name).split() == [name]
+    pipeline.until(name, "done")
+    worker.stop()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 
-from conftest import HELLO, Pipeline, eventually
-from live_service import Service
+import pytest
+from conftest import EXAMPLE, HELLO, Pipeline, eventually
+from live_service import PATIENCE_S, Service
 
 from devops_pipeline.errors import PipelineError, report_of
 from devops_pipeline.jobs import MOST_STARTS, Jobs
@@ -112,6 +115,39 @@ def test_a_job_is_one_workers_at_a_time(pipeline: Pipeline, project):
             assert theirs is None
     with other.claimed(job) as theirs:
         assert theirs is not None
+
+
+def test_stopping_a_project_ends_its_jobs_and_no_others(pipeline: Pipeline, project):
+    shop, other = project(), project("other")
+    queued, parked, done, others = (pipeline.jobs.submit(folder) for folder in (shop, shop, shop, other))
+    parked.parked(report_of(PipelineError("ANYTHING", Disposition.WAIT, "words")), 60)
+    done.done()
+    write(pipeline, "nonsense", "{}")
+    said = pipeline.command("stop", shop.name)
+    assert said.splitlines() == [f"stopped job {queued.name}", f"stopped job {parked.name}"]
+    for job in (queued, parked):
+        content = pipeline.job(job.name)
+        assert (content["status"], content["report"]["reason"]) == ("failed", "STOPPED")
+        assert content.get("again_at") is None
+    assert [pipeline.job(job.name)["status"] for job in (done, others)] == ["done", "queued"]
+
+
+def test_stopping_waits_for_a_worker_that_has_a_job_of_the_project(pipeline: Pipeline, project):
+    shop = project()
+    name = pipeline.submit(shop)
+    (job,) = pipeline.jobs.all()
+    stop = [sys.executable, "-m", "devops_pipeline", "--work", pipeline.work, "stop", shop.name]
+    with pipeline.jobs.claimed(job) as ours:
+        assert ours is not None
+        process = subprocess.Popen(stop, cwd=EXAMPLE, env=pipeline.environment, stdout=subprocess.DEVNULL)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(2)
+        # The worker waits for the project no more than it needs, and puts the job aside.
+        with pipeline.jobs.project_locked(shop.name):
+            pass
+        ours.parked(report_of(PipelineError("ANYTHING", Disposition.WAIT, "words")), 0)
+    assert process.wait(PATIENCE_S) == 0
+    assert pipeline.job(name)["report"]["reason"] == "STOPPED"
 
 
 def test_without_an_endpoint_the_worker_says_what_to_set_l02(pipeline: Pipeline):
