@@ -1,11 +1,23 @@
-"""Signs: follows the service's stream and counts what may have made room for a job that is parked."""
+"""Signs: follows the service's stream and counts what may have made room for a job that is parked.
+
+The stream is that of all projects. A worker whose token is held to some is refused it: there are no signs then, and jobs are tried
+again by time alone.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 
-from resource_allocator_client import Reconnect, ResourceAllocator, ResourceAllocatorError, Watch, may_have_made_room
+from resource_allocator_client import (
+    CallerRefusal,
+    Reconnect,
+    ResourceAllocator,
+    ResourceAllocatorError,
+    Watch,
+    may_have_made_room,
+)
+from resource_allocator_client.errors import LogRestarted, SequenceCompacted
 
 # Until a service that could not be reached is tried again.
 PAUSE_S = 2.0
@@ -61,6 +73,12 @@ class Signs:
                         if may_have_made_room(event):
                             self._sign()
             except ResourceAllocatorError as error:
+                if isinstance(error, CallerRefusal) and not isinstance(error, (SequenceCompacted, LogRestarted)):
+                    # The same question has the same answer, however often it is put.
+                    _log.error("does not follow the service's stream, so jobs are tried again by time alone: %s", error)
+                    # As where it begins to be followed: whatever happened before may have made room.
+                    self._sign()
+                    return
                 # Never reached, or a log that cannot be resumed: begin anew, from now.
                 _log.warning("cannot follow the service's stream: %s", error)
                 self._ended.wait(PAUSE_S)

@@ -1,7 +1,8 @@
 """The worker: takes jobs, runs each through the graph, and does with a refusal what its disposition says.
 
 WAIT is parked and tried again when the stream tells that there may be room. OPERATOR is parked too: someone has to act, and where
-they act on the inventory the stream tells of it. TECHNICAL is tried again after a while. CALLER fails.
+they act on the inventory the stream tells of it. TECHNICAL is tried again after a while. CALLER fails. A worker that may not follow
+the stream goes by time alone.
 
 Several workers may share a folder. One that is killed leaves its job as it was, and the next worker runs it again: what was
 allocated is found by the service, what was started by the Deployer.
@@ -28,6 +29,8 @@ from .signs import Signs
 LOOK_S = 0.5
 # A job that waits for room is tried as often as this without a sign: reports of usage make room too, and are not in the log.
 TRY_S = 60.0
+# One that waits for a change of the inventory is tried as often as this: not every worker may follow the stream that tells of it.
+TRY_INVENTORY_S = 600.0
 # After a technical failure that names no time of its own.
 PAUSE_S = 10.0
 
@@ -130,22 +133,22 @@ class Worker:
         _log.info("%s: deployed", job.name)
 
     def _put_aside(self, job: Job, error: ResourceAllocatorError | PipelineError) -> None:
-        report = report_of(error)
-        if error.disposition is Disposition.CALLER:
-            _log.error("%s: failed: %s", job.name, error)
         # A fault of the service in between does not begin them anew.
         tries_again = job.tries_again if error.disposition is Disposition.TECHNICAL else 0
         if isinstance(error, TryAgain):
             tries_again += 1
             if tries_again >= MOST_TRIES_AGAIN:
                 error, tries_again = error.given_up(tries_again), 0
+        report = report_of(error)
+        if error.disposition is Disposition.CALLER:
+            _log.error("%s: failed: %s", job.name, error)
             job.failed(report)
             return
         advised = getattr(error, "retry_after", None)
         again_after = {
             Disposition.WAIT: TRY_S,
             Disposition.TECHNICAL: advised.total_seconds() if advised is not None else PAUSE_S,
-            Disposition.OPERATOR: None,
+            Disposition.OPERATOR: TRY_INVENTORY_S if report["told_by_stream"] else None,
         }[error.disposition]
         _log.warning("%s: parked: %s", job.name, error)
         job.parked(report, again_after, tries_again)
