@@ -36,6 +36,8 @@ use crate::{
 /// How often health looks at the database, and how long the database may take to answer.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How large a question of a probe may be.
+const MAX_PROBE_BYTES: usize = 1 << 10;
 /// How long the last transaction may take once every connection is closed, or had its time.
 const LAST_COMMIT: Duration = Duration::from_secs(3);
 
@@ -157,7 +159,8 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
 
     let allocations =
         ResourceAllocatorServer::new(api.clone()).max_decoding_message_size(limits.max_message_bytes);
-    let routes = Routes::new(health_service)
+    // Anyone may ask it, and what it is asked is the name of a service.
+    let routes = Routes::new(health_service.max_decoding_message_size(MAX_PROBE_BYTES))
         .add_service(MapResponseLayer::new(with_prepared_body).named_layer(allocations))
         .add_service(
             ServerInventoryServer::new(api.clone()).max_decoding_message_size(limits.max_message_bytes),
@@ -221,8 +224,9 @@ fn limited(limits: &ConnectionLimits) -> Server {
         .http2_keepalive_interval(Some(limits.keepalive_interval))
         .http2_keepalive_timeout(Some(limits.keepalive_timeout))
         .http2_max_pending_accept_reset_streams(Some(limits.max_pending_resets));
+    // With a grace, tonic would tell the client nothing, and end the connection with it: the listener does that.
     match limits.max_age {
-        Some(age) => server.max_connection_age(age).max_connection_age_grace(limits.max_age_grace),
+        Some(age) => server.max_connection_age(age),
         None => server,
     }
 }

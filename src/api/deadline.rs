@@ -3,13 +3,22 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tonic::codegen::http::HeaderMap;
 
 const HEADER: &str = "grpc-timeout";
+/// How long before the deadline a call is answered that it has passed: later, the transport answers without a reason.
+const EARLIER: Duration = Duration::from_millis(5);
 
 /// Until when the caller of a request waits; none where it does not say, or says it in a way that is not gRPC's.
 pub fn of<T>(request: &tonic::Request<T>) -> Option<Instant> {
     let timeout = request.metadata().get(HEADER)?.to_str().ok()?;
     Instant::now().checked_add(parse(timeout)?)
+}
+
+/// How long a request may take before it is answered that its deadline has passed.
+pub fn limit(headers: &HeaderMap) -> Option<Duration> {
+    let timeout = parse(headers.get(HEADER)?.to_str().ok()?)?;
+    Some(timeout.saturating_sub(EARLIER.min(timeout / 10)))
 }
 
 fn parse(timeout: &str) -> Option<Duration> {

@@ -14,7 +14,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use super::{call_notes, code_name, rpc_metrics};
+use super::{call_notes, code_name, deadline, rpc_metrics, status};
 use crate::{domain::ids::check_name, traced};
 
 /// The header that carries it.
@@ -88,11 +88,18 @@ where
         if !trace.is_disabled() {
             request.extensions_mut().insert(CallTrace(trace.clone()));
         }
+        let limit = deadline::limit(request.headers());
         let future = self.inner.call(request);
         let noted = id.clone();
         let answer = async move {
             let start = tokio::time::Instant::now();
-            let mut response = future.await?;
+            let mut response = match limit {
+                None => future.await?,
+                Some(limit) => match tokio::time::timeout(limit, future).await {
+                    Ok(response) => response?,
+                    Err(_) => status::deadline_passed(&id),
+                },
+            };
             // The ids that pass the check are all characters that a header may have.
             if let Ok(value) = HeaderValue::from_str(&id) {
                 response.headers_mut().insert(HEADER, value);

@@ -4,7 +4,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use prost::Message as _;
-use tonic::{Code, Status, codegen::http::HeaderMap};
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::http::{HeaderMap, Response},
+};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
@@ -188,6 +192,18 @@ pub fn to_message(status: &Status) -> rpc::Status {
         message: status.message().to_owned(),
         details: Vec::new(),
     })
+}
+
+/// The answer to a call whose deadline passed.
+#[must_use]
+pub fn deadline_passed(request_id: &str) -> Response<Body> {
+    let answer = Answer::new(
+        Code::DeadlineExceeded,
+        "DEADLINE_PASSED",
+        Disposition::Technical,
+        "the deadline passed before there was an answer, so whether something was committed is not known; repeating it is safe",
+    );
+    answer.into_status(request_id).into_http()
 }
 
 /// The status of what the transport refused without a reason, by the headers of its answer; none for an answer that is no error,

@@ -35,8 +35,17 @@ pub trait AboutProjects {
 #[derive(Debug, Clone)]
 pub struct Caller {
     identity: Arc<Identity>,
-    /// What it showed, and where that is looked up again; none where nobody needs credentials.
-    by: Option<(Shown, watch::Receiver<Arc<Credentials>>)>,
+    /// What it came in by; none where nobody needs credentials.
+    by: Option<Proof>,
+}
+
+/// What a caller showed, and where that is looked up again.
+#[derive(Debug, Clone)]
+struct Proof {
+    shown: Shown,
+    /// When it is over by itself, whatever the credentials say.
+    not_after: Option<Duration>,
+    credentials: watch::Receiver<Arc<Credentials>>,
 }
 
 impl Caller {
@@ -54,14 +63,11 @@ impl Caller {
     /// A caller by what it showed, if that counts now.
     pub(super) fn by(
         shown: Shown,
-        expires: Option<Duration>,
+        not_after: Option<Duration>,
         credentials: &watch::Receiver<Arc<Credentials>>,
     ) -> Option<Self> {
-        let found = Arc::clone(credentials.borrow().find(&shown)?);
-        let expires = [found.expires, expires].into_iter().flatten().min();
-        let identity =
-            if expires == found.expires { found } else { Arc::new(Identity { expires, ..(*found).clone() }) };
-        Some(Self { identity, by: Some((shown, credentials.clone())) })
+        let identity = Arc::clone(credentials.borrow().find(&shown)?);
+        Some(Self { identity, by: Some(Proof { shown, not_after, credentials: credentials.clone() }) })
     }
 
     /// Its name; empty where nobody needs credentials.
@@ -120,7 +126,7 @@ impl Caller {
             }
             let changed = async {
                 let changed = match &mut by {
-                    Some((_, credentials)) => credentials.changed().await.is_ok(),
+                    Some(proof) => proof.credentials.changed().await.is_ok(),
                     None => false,
                 };
                 // Without its sender the file is not looked at any more: the service ends.
@@ -129,7 +135,7 @@ impl Caller {
                 }
             };
             let look = async {
-                match self.identity.expires {
+                match self.expires() {
                     Some(expires) => tokio::time::sleep(expires.saturating_sub(now()).min(LOOK)).await,
                     None => std::future::pending().await,
                 }
@@ -141,9 +147,20 @@ impl Caller {
         }
     }
 
+    /// When what it showed is over, as the credentials have it now.
+    fn expires(&self) -> Option<Duration> {
+        match &self.by {
+            Some(Proof { shown, not_after, credentials }) => {
+                let credential = credentials.borrow().find(shown).and_then(|found| found.expires);
+                [credential, *not_after].into_iter().flatten().min()
+            }
+            None => self.identity.expires,
+        }
+    }
+
     /// Whether what it showed still makes it who it is.
     fn is_not_over(&self) -> Result<(), Denied> {
-        if let Some((shown, credentials)) = &self.by {
+        if let Some(Proof { shown, credentials, .. }) = &self.by {
             let credentials = credentials.borrow();
             let same = credentials.find(shown).is_some_and(|found| {
                 let Identity { name, role, projects, .. } = &*self.identity;
@@ -156,7 +173,7 @@ impl Caller {
                 });
             }
         }
-        match self.identity.expires {
+        match self.expires() {
             Some(expires) if expires <= now() => Err(Denied::Expired(self.identity.name.clone())),
             _ => Ok(()),
         }

@@ -18,7 +18,7 @@ pub struct LimitArgs {
     /// How long a client may take to shake hands for TLS
     #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub tls_handshake_timeout: Duration,
-    /// How many clients may shake hands at a time; others wait
+    /// How many clients may begin to shake hands at a time; others wait
     #[arg(long, env = "RESOURCE_ALLOCATOR_TLS_HANDSHAKES", default_value_t = 128, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub tls_handshakes: u32,

@@ -1,21 +1,31 @@
 //! Takes connections, and brings them about.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
+use rustix::net::sockopt;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
-    sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{AcquireError, Semaphore, mpsc},
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{Certificates, Connection, ListenerOptions, connection::Place};
+use super::{
+    Certificates, Connection, ConnectionLimits, ListenerOptions,
+    connection::{Lifetime, Place},
+};
 
 /// How long nothing is taken after the system said that it cannot: it has no descriptor or no memory left, and says so again at
 /// once to whoever asks at once.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How many connections beyond those that there may be are told so, at a time.
 const BEYOND: usize = 64;
+/// How long a handshake counts among those that there may be at a time.
+const TURN: Duration = Duration::from_millis(500);
+/// How often in a row a client may leave the system without an answer.
+const UNANSWERED: u32 = 3;
+/// The longest time of either kind that Linux takes (`MAX_TCP_KEEPIDLE`).
+const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
 /// What the first byte of a TLS handshake is.
 const HANDSHAKE: u8 = 22;
 /// The answer to a client that speaks HTTP/1.1 where TLS is spoken.
@@ -34,12 +44,14 @@ pub(super) async fn run(
         beyond: Arc::new(Semaphore::new(BEYOND)),
     };
     let handshakes = Arc::new(Semaphore::new(options.max_handshakes));
+    let whole = options.connection.max_age.map(|age| age.saturating_add(options.connection.max_age_grace));
+    let lasts = Lifetime { silent: options.handshake_timeout, whole };
     loop {
         let accepted = tokio::select! {
             () = sender.closed() => return,
-            accepted = accept(&listener, &places, &handshakes) => accepted,
+            accepted = accept(&listener, &places) => accepted,
         };
-        let (stream, address, place, handshake) = match accepted {
+        let (stream, address, place) = match accepted {
             Ok(accepted) => accepted,
             Err(error) if is_the_clients(&error) => continue,
             Err(error) => {
@@ -52,19 +64,20 @@ pub(super) async fn run(
         if stream.set_nodelay(true).is_err() {
             continue;
         }
+        // Where the system does not, the connection is as good.
+        let _ = keep_alive(&stream, options.connection);
         let Some(certificates) = &certificates else {
-            if sender.send(Connection::plain(stream, address, place)).await.is_err() {
+            if sender.send(Connection::plain(stream, address, place, lasts)).await.is_err() {
                 return;
             }
             continue;
         };
         let acceptor = certificates.acceptor();
-        let sender = sender.clone();
+        let (sender, handshakes) = (sender.clone(), Arc::clone(&handshakes));
         tokio::spawn(async move {
-            let secured = tokio::time::timeout(options.handshake_timeout, secure(acceptor, stream)).await;
-            drop(handshake);
-            match secured {
-                Ok(Ok(stream)) => drop(sender.send(Connection::secure(stream, address, place)).await),
+            let secured = secure(acceptor, stream, &handshakes);
+            match tokio::time::timeout(options.handshake_timeout, secured).await {
+                Ok(Ok(stream)) => drop(sender.send(Connection::secure(stream, address, place, lasts)).await),
                 Ok(Err(error)) => tracing::debug!(%address, %error, "no TLS came about"),
                 Err(_) => tracing::debug!(%address, "the handshake took too long"),
             }
@@ -103,16 +116,23 @@ impl Places {
 }
 
 /// Waits until there is room for one more, and takes it.
-async fn accept(
-    listener: &TcpListener,
-    places: &Places,
-    handshakes: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, Place, OwnedSemaphorePermit)> {
-    let closed = |_| io::Error::other("the listener has ended");
-    let place = places.take().await.map_err(closed)?;
-    let handshake = Arc::clone(handshakes).acquire_owned().await.map_err(closed)?;
+async fn accept(listener: &TcpListener, places: &Places) -> io::Result<(TcpStream, SocketAddr, Place)> {
+    let place = places.take().await.map_err(ended)?;
     let (stream, address) = listener.accept().await?;
-    Ok((stream, address, places.better(place), handshake))
+    Ok((stream, address, places.better(place)))
+}
+
+fn ended(_: AcquireError) -> io::Error {
+    io::Error::other("the listener has ended")
+}
+
+/// Has the system ask now and then whether the client is there. HTTP/2 does so by itself, HTTP/1.1 does not.
+fn keep_alive(stream: &TcpStream, limits: ConnectionLimits) -> io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, limits.keepalive_interval.min(LONGEST_KEEPALIVE))?;
+    sockopt::set_tcp_keepintvl(stream, limits.keepalive_timeout.min(LONGEST_KEEPALIVE))?;
+    sockopt::set_tcp_keepcnt(stream, UNANSWERED)?;
+    Ok(())
 }
 
 /// Whether an error is of one connection, which is gone already, and no sign that the system lacks anything.
@@ -123,9 +143,12 @@ fn is_the_clients(error: &io::Error) -> bool {
     )
 }
 
+/// Brings TLS about. A turn is taken once the client has begun, for who says nothing costs nothing, and is over soon: what comes then
+/// is waiting for a client, which may be a slow one, or one that wants to hold up others.
 async fn secure(
     acceptor: TlsAcceptor,
     mut stream: TcpStream,
+    handshakes: &Semaphore,
 ) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
     let mut first = [0];
     if stream.peek(&mut first).await? == 1 && first[0] != HANDSHAKE {
@@ -135,5 +158,11 @@ async fn secure(
         stream.shutdown().await?;
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client does not speak TLS"));
     }
-    acceptor.accept(stream).await
+    let turn = handshakes.acquire().await.map_err(ended)?;
+    let mut secured = pin!(acceptor.accept(stream));
+    if let Ok(secured) = tokio::time::timeout(TURN, &mut secured).await {
+        return secured;
+    }
+    drop(turn);
+    secured.await
 }

@@ -1,8 +1,8 @@
 //! The listener: connections as they come in, by TLS where there are certificates, each with what is known of its other end.
 //!
 //! `accept` takes them and bounds how many there are, `tls` reads certificates, `connection` is one that stands, and `gathered` is
-//! how it sends. What a client does before its connection stands costs a place among the handshakes and nothing else: it holds up
-//! nobody who is faster.
+//! how it sends. What a client does before its connection stands costs a place among the connections, for a while, and a turn among
+//! the handshakes, for less: it holds up nobody who is faster.
 
 mod accept;
 mod connection;
@@ -26,9 +26,9 @@ pub struct ListenerOptions {
     /// How many connections stand or come about at a time; a few more are told that there is no room, and others wait in the
     /// system's queue.
     pub max_connections: usize,
-    /// How many of them may be in their handshake at a time.
+    /// How many of them may be at the beginning of their handshake at a time.
     pub max_handshakes: usize,
-    /// How long a handshake may take.
+    /// How long a handshake may take, and how long a connection may stand before its client says something.
     pub handshake_timeout: Duration,
     /// What each connection may cost.
     pub connection: ConnectionLimits,
@@ -50,7 +50,7 @@ pub struct ConnectionLimits {
     pub keepalive_interval: Duration,
     /// How long the client may take to answer.
     pub keepalive_timeout: Duration,
-    /// How old it grows before it takes no new calls; none where it may grow to any age.
+    /// How old it grows before its client is told to make no new calls on it; none where it may grow to any age.
     pub max_age: Option<Duration>,
     /// How long its calls may go on then.
     pub max_age_grace: Duration,

@@ -190,6 +190,19 @@ async fn a_token_is_over_when_its_time_is_and_so_is_its_stream() {
     assert_denied(client.list_allocations(list).await, Code::Unauthenticated, "UNAUTHENTICATED");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_given_an_end_takes_its_open_streams_along() {
+    let mut file = CredentialFile::new();
+    let token = file.token("worker", "worker", "");
+    let (channel, _database, _running, _shutdown) = guarded(&file).await;
+    let mut client = TokenClient::new(&channel, &token).allocator;
+    let stream = client.watch_allocations(watch("shop")).await.unwrap().into_inner();
+    file.expire("worker", "2020-01-01T00:00:00Z");
+    let end = end(stream).await;
+    assert!(end.message().contains("`worker` has expired"), "{end:?}");
+    assert_denied::<()>(Err(end), Code::Unauthenticated, "UNAUTHENTICATED");
+}
+
 async fn by_certificate(endpoint: &str, believed: &Authority, shown: Option<&Pair>) -> Channel {
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&believed.pem));
     if let Some(shown) = shown {

@@ -103,21 +103,32 @@ fn cancel_without_end(address: &str) -> (u32, u32) {
             break;
         }
     }
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    (goaway(&read_to_the_end(&mut stream, Duration::from_secs(10))).unwrap_or_default(), sent)
+}
+
+/// What comes until the connection ends, or nothing does for so long.
+fn read_to_the_end(stream: &mut TcpStream, patience: Duration) -> Vec<u8> {
+    stream.set_read_timeout(Some(patience)).unwrap();
     let mut answer = Vec::new();
     let mut part = [0; 4096];
     loop {
         match stream.read(&mut part) {
             Ok(length @ 1..) => answer.extend(&part[..length]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Ok(0) | Err(_) => break,
+            Ok(0) | Err(_) => return answer,
         }
     }
-    (goaway(&answer).unwrap_or_default(), sent)
+}
+
+/// What a client of HTTP/2 that makes no call is sent until its connection ends.
+pub fn listen(address: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(PREFACE).unwrap();
+    read_to_the_end(&mut stream, PATIENCE)
 }
 
 /// The code of the frame that ends a connection.
-fn goaway(mut answer: &[u8]) -> Option<u32> {
+pub fn goaway(mut answer: &[u8]) -> Option<u32> {
     while let Some((head, rest)) = answer.split_first_chunk::<9>() {
         let length = (usize::from(head[0]) << 16) | (usize::from(head[1]) << 8) | usize::from(head[2]);
         let payload = rest.get(..length)?;
@@ -166,4 +177,49 @@ async fn whoever_cancels_calls_without_end_is_cut_off_and_the_others_are_served(
     }
     let grown = resident_kb(&service).saturating_sub(before);
     assert!(grown < 128 << 10, "{grown} KB more");
+}
+
+/// Whether the service ends the connection.
+async fn is_ended(mut stream: TcpStream) -> bool {
+    let ended = move || {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut part = [0; 4096];
+        loop {
+            match stream.read(&mut part) {
+                Ok(1..) => {}
+                Ok(0) => return true,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == ErrorKind::ConnectionReset,
+            }
+        }
+    };
+    tokio::task::spawn_blocking(ended).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_connects_and_says_nothing_is_sent_away_and_whoever_spoke_is_not() {
+    let mut builder = TestService::builder();
+    builder.listener.handshake_timeout = Duration::from_millis(200);
+    let mut service = builder.start().await;
+    service.client.inventory.list_servers(list()).await.unwrap();
+    let polls = reqwest::Client::new();
+    let poll = || polls.get(format!("http://{}/healthz", service.running.address)).send();
+    assert!(poll().await.unwrap().status().is_success());
+    assert!(is_ended(TcpStream::connect(service.running.address).unwrap()).await);
+    service.client.inventory.list_servers(list()).await.unwrap();
+    assert!(poll().await.unwrap().status().is_success());
+}
+
+/// Over HTTP/1.1 nothing is read while an answer goes on and more was sent than its request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_too_many_ends_also_where_nothing_is_read_of_it() {
+    let mut builder = TestService::builder();
+    builder.listener.max_connections = 1;
+    let mut service = builder.start().await;
+    service.client.inventory.list_servers(list()).await.unwrap();
+    let mut beyond = TcpStream::connect(service.running.address).unwrap();
+    let watch = b"POST /grpc.health.v1.Health/Watch HTTP/1.1\r\nhost: here\r\ncontent-type: application/grpc-web+proto\r\n\
+        content-length: 5\r\n\r\n\0\0\0\0\0GET /healthz HTTP/1.1\r\n";
+    beyond.write_all(watch).unwrap();
+    assert!(is_ended(beyond).await);
 }

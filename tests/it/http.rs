@@ -10,7 +10,7 @@ use reqwest::{
 };
 use resource_allocator::{http::Origin, postgres, proto::v1, server::RunningServer};
 use serde_json::{Value, json};
-use sqlx::postgres::PgConnectOptions;
+use sqlx::{Executor as _, postgres::PgConnectOptions};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -614,4 +614,35 @@ async fn a_page_of_a_known_origin_may_call_and_read_the_answer() {
     }
     // Programs that are no pages have none.
     assert_eq!(http.get("/healthz").await.status, StatusCode::OK);
+}
+
+/// The transport would say so without a reason, and nothing would be counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_passes_is_told_with_its_reason() {
+    let mut service = TestService::start().await;
+    service.client.register(server("web-1")).await;
+    let mut holder = service.database.sql.acquire().await.unwrap();
+    holder.execute("BEGIN; SELECT FROM pools FOR UPDATE").await.unwrap();
+    let request = v1::EnsureAllocationRequest { project_id: "shop".to_owned(), ..Default::default() };
+    let message = request.encode_to_vec();
+    let mut body = vec![0];
+    body.extend(u32::try_from(message.len()).unwrap().to_be_bytes());
+    body.extend(message);
+    let answer = reqwest::Client::new()
+        .post(format!("http://{}{ENSURE}", service.running.address))
+        .header("content-type", "application/grpc-web+proto")
+        .header("grpc-timeout", "300m")
+        .header("x-request-id", "in-a-hurry")
+        .body(body)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.headers()["x-request-id"], "in-a-hurry");
+    let status = tonic::Status::from_header_map(answer.headers()).unwrap();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    let (reason, metadata) = error_info(&status);
+    assert_eq!((reason.as_str(), metadata["disposition"].as_str()), ("DEADLINE_PASSED", "TECHNICAL"));
+    assert_eq!(metadata["request_id"], "in-a-hurry");
+    holder.execute("ROLLBACK").await.unwrap();
+    service.client.ensure("shop", &[]).await.unwrap();
 }

@@ -8,14 +8,18 @@ use std::{
 use resource_allocator::{listener::ConnectionLimits, proto::v1};
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request, Status};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_types::StatusExt as _;
 
-use crate::support::{
-    TestDatabase, TestService, error_info,
-    malformed::tells_no_more_than_it_should,
-    process::{Ended, PATIENCE, binary, run},
-    requests::{module, request, resources},
-    server, violations,
+use crate::{
+    connections,
+    support::{
+        TestDatabase, TestService, error_info,
+        malformed::tells_no_more_than_it_should,
+        process::{Ended, PATIENCE, binary, run},
+        requests::{module, request, resources},
+        server, violations,
+    },
 };
 
 async fn limited(change: impl FnOnce(&mut ConnectionLimits)) -> TestService {
@@ -159,7 +163,7 @@ async fn running_out_of_descriptors_is_told_and_gets_over() {
         };
     }
     command.args(["-c", "ulimit -n 48; exec \"$@\"", "sh"]).arg(binary.get_program());
-    command.args(["serve", "--listen", "127.0.0.1:0", "--database-connections", "6"]);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--database-connections", "7"]);
     command.args(["--database-url", database.url()]);
     let service = Ended::start(command);
     let address = service.said.wait_for("listening on ");
@@ -239,4 +243,41 @@ async fn the_most_of_everything_is_taken_and_comes_back() {
     let second =
         client.list(v1::ListAllocationsRequest { page_token: first.next_page_token, ..list }).await.unwrap();
     assert_eq!(second.allocations[0].module, format!("{:0>63}", 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_cannot_ask_at_any_length() {
+    let service = TestService::start().await;
+    let mut health = HealthClient::new(service.client.channel.clone());
+    let asked = |length| HealthCheckRequest { service: "s".repeat(length) };
+    assert_invalid(&health.check(asked(2000)).await.unwrap_err(), "1024");
+    assert_eq!(health.check(asked(500)).await.unwrap_err().code(), Code::NotFound);
+}
+
+/// What is under way when a connection grows old goes on for the grace, which is long here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_grew_old_says_so_and_its_calls_go_on() {
+    let mut service = limited(|limits| {
+        limits.max_age = Some(Duration::from_millis(500));
+        limits.max_age_grace = Duration::from_mins(10);
+        // Whoever does not answer would be told the same.
+        limits.keepalive_interval = Duration::from_mins(10);
+    })
+    .await;
+    let mut stream = service.client.allocator.watch_allocations(watch()).await.unwrap().into_inner();
+    let address = service.running.address;
+    let ended = tokio::task::spawn_blocking(move || connections::listen(&address.to_string())).await.unwrap();
+    assert_eq!(connections::goaway(&ended), Some(0), "it is told, with no error");
+    // The stream's own connection is older.
+    let endpoint = format!("http://{address}");
+    crate::support::Client::connect(&endpoint).await.register(server("web-1")).await;
+    let told = async {
+        while let Some(message) = stream.next().await {
+            if matches!(message.unwrap().payload, Some(v1::watch_allocations_response::Payload::Event(_))) {
+                return;
+            }
+        }
+        panic!("the stream ended");
+    };
+    tokio::time::timeout(PATIENCE, told).await.expect("the stream is silent");
 }

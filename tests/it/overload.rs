@@ -198,7 +198,7 @@ async fn a_deadline_that_passes_in_the_queue_costs_no_transaction() {
     late.set_timeout(DEADLINE);
     let refused = service.client.allocator.ensure_allocation(late).await.unwrap_err();
     assert!(matches!(refused.code(), Code::Cancelled | Code::DeadlineExceeded), "{refused:?}");
-    // It is the client that says so. The service had the call before one that it answers on the same connection, and may take as
+    // It may be the client that says so. The service had the call before one that it answers on the same connection, and may take as
     // long from then on.
     let nobody = GetPlacementRequest { project_id: "nobody".to_owned() };
     service.client.allocator.get_placement(nobody).await.unwrap_err();

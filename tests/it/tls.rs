@@ -196,6 +196,32 @@ async fn who_is_silent_in_the_handshake_is_sent_away_and_holds_up_nobody_for_lon
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_begins_a_handshake_and_does_not_go_on_holds_up_nobody() {
+    let ours = Authority::new("ours");
+    let folder = CertificateFolder::of(&ours.service());
+    let mut builder = TestService::builder();
+    builder.tls = Some(folder.files(None));
+    builder.listener = ListenerOptions {
+        max_handshakes: 2,
+        handshake_timeout: Duration::from_mins(10),
+        ..ListenerOptions::default()
+    };
+    let database = TestDatabase::create().await;
+    let (running, _shutdown) = builder.serve(database.connect_options()).await;
+    let mut stuck = Vec::new();
+    for number in 0..8 {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        if number % 2 == 0 {
+            // The beginning of a record of TLS.
+            stream.write_all(&[22, 3, 1]).await.unwrap();
+        }
+        stuck.push(stream);
+    }
+    let came = tokio::time::timeout(PATIENCE, comes_through(running.address, &ours, None)).await;
+    assert!(came.expect("it waits for those who do not go on"));
+}
+
 fn call(process: &Process, believed: Option<&str>) -> Output {
     let mut command = binary();
     command.args(["servers", "list", "--endpoint"]).arg(format!("https://{}", process.address));

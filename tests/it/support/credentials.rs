@@ -57,6 +57,14 @@ impl CredentialFile {
         self.write();
     }
 
+    /// Gives the entry of this name an end.
+    pub fn expire(&mut self, name: &str, at: &str) {
+        let line = format!("name = '{name}'\n");
+        assert!(self.text.contains(&line), "there is no {name}");
+        self.text = self.text.replace(&line, &format!("{line}expires = {at}\n"));
+        self.write();
+    }
+
     /// Takes away all that is there.
     pub fn clear(&mut self) {
         self.text.clear();
