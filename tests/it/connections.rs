@@ -103,32 +103,40 @@ fn cancel_without_end(address: &str) -> (u32, u32) {
             break;
         }
     }
-    (goaway(&read_to_the_end(&mut stream, Duration::from_secs(10))).unwrap_or_default(), sent)
-}
-
-/// What comes until the connection ends, or nothing does for so long.
-fn read_to_the_end(stream: &mut TcpStream, patience: Duration) -> Vec<u8> {
-    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let mut answer = Vec::new();
     let mut part = [0; 4096];
     loop {
         match stream.read(&mut part) {
             Ok(length @ 1..) => answer.extend(&part[..length]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Ok(0) | Err(_) => return answer,
+            Ok(0) | Err(_) => break,
+        }
+    }
+    (goaway(&answer).unwrap_or_default(), sent)
+}
+
+/// The code by which a client of HTTP/2 that makes no call is told to make another connection.
+pub fn listen_for_goaway(address: &str) -> Option<u32> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(PREFACE).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        match stream.read(&mut part) {
+            Ok(length @ 1..) => answer.extend(&part[..length]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => return goaway(&answer),
+        }
+        if let Some(code) = goaway(&answer) {
+            return Some(code);
         }
     }
 }
 
-/// What a client of HTTP/2 that makes no call is sent until its connection ends.
-pub fn listen(address: &str) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.write_all(PREFACE).unwrap();
-    read_to_the_end(&mut stream, PATIENCE)
-}
-
 /// The code of the frame that ends a connection.
-pub fn goaway(mut answer: &[u8]) -> Option<u32> {
+fn goaway(mut answer: &[u8]) -> Option<u32> {
     while let Some((head, rest)) = answer.split_first_chunk::<9>() {
         let length = (usize::from(head[0]) << 16) | (usize::from(head[1]) << 8) | usize::from(head[2]);
         let payload = rest.get(..length)?;

@@ -266,8 +266,9 @@ async fn a_connection_that_grew_old_says_so_and_its_calls_go_on() {
     .await;
     let mut stream = service.client.allocator.watch_allocations(watch()).await.unwrap().into_inner();
     let address = service.running.address;
-    let ended = tokio::task::spawn_blocking(move || connections::listen(&address.to_string())).await.unwrap();
-    assert_eq!(connections::goaway(&ended), Some(0), "it is told, with no error");
+    let told = move || connections::listen_for_goaway(&address.to_string());
+    let told = tokio::task::spawn_blocking(told).await.unwrap();
+    assert_eq!(told, Some(0), "it is told, with no error");
     // The stream's own connection is older.
     let endpoint = format!("http://{address}");
     crate::support::Client::connect(&endpoint).await.register(server("web-1")).await;
