@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from datetime import timedelta
 
@@ -10,6 +11,7 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from live_service import PATIENCE_S
 
 from resource_allocator_client.v1 import resource_allocator_pb2 as api
 from resource_allocator_client.v1.resource_allocator_pb2_grpc import ResourceAllocatorServicer
@@ -38,6 +40,13 @@ def abort(
     context.abort(code, status.message)
 
 
+def hang(context: grpc.ServicerContext) -> None:
+    """Says nothing until the caller has hung up."""
+    ended = threading.Event()
+    context.add_callback(ended.set)
+    ended.wait(PATIENCE_S)
+
+
 def _pack(message: Message) -> Any:
     packed = Any()
     packed.Pack(message)
@@ -45,10 +54,11 @@ def _pack(message: Message) -> Any:
 
 
 class Scripted(ResourceAllocatorServicer):
-    """Answers EnsureAllocation by one step after the other, and then with an answer that is empty."""
+    """Answers EnsureAllocation by one step after the other, and then with an answer that is empty, or with none."""
 
-    def __init__(self, steps: Iterable[dict[str, object]]) -> None:
+    def __init__(self, steps: Iterable[dict[str, object]], *, then_hangs: bool = False) -> None:
         self._steps = list(steps)
+        self._then_hangs = then_hangs
         self.calls = 0
 
     def EnsureAllocation(  # noqa: N802
@@ -57,4 +67,6 @@ class Scripted(ResourceAllocatorServicer):
         self.calls += 1
         if self._steps:
             abort(context, **self._steps.pop(0))
+        if self._then_hangs:
+            hang(context)
         return api.EnsureAllocationResponse()

@@ -86,7 +86,8 @@ def test_failures_of_the_transport_are_typed_too(own_service: Service):
 
 def test_the_services_advice_is_followed(serve: Callable[[Scripted], str]):
     full = {"code": grpc.StatusCode.RESOURCE_EXHAUSTED, "reason": "OVERLOADED", "disposition": "TECHNICAL"}
-    service = Scripted([full | {"retry_after": timedelta(milliseconds=50)}] * 2)
+    lost = {"code": grpc.StatusCode.UNAVAILABLE, "reason": "LOST", "disposition": None, "domain": "a.proxy"}
+    service = Scripted([full | {"retry_after": timedelta(milliseconds=50)}, lost])
 
     async def scenario() -> None:
         async with AsyncResourceAllocator(serve(service), timeout=PATIENCE_S) as client:

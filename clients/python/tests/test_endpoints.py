@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
-from live_service import Service
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import timedelta
 
-from resource_allocator_client import AsyncResourceAllocator, ResourceAllocator
+import grpc
+import pytest
+from live_service import PATIENCE_S, Service
+from scripted import Scripted
+
+from resource_allocator_client import AsyncResourceAllocator, Placement, ResourceAllocator, ensure_request
 from resource_allocator_client._channel import target_of
+from resource_allocator_client.v1 import resource_allocator_pb2 as api
+from resource_allocator_client.v1.resource_allocator_pb2_grpc import ResourceAllocatorServicer
 
 
 @pytest.mark.parametrize(
@@ -42,6 +51,52 @@ def test_an_endpoint_is_a_url_or_what_grpc_resolves(endpoint: str, target: str):
 def test_what_is_no_endpoint_is_refused(endpoint: str):
     with pytest.raises(ValueError, match="not an endpoint"):
         ResourceAllocator(endpoint)
+
+
+def test_a_repeat_goes_to_another_replica(serve: Callable[[Scripted], str]):
+    step = {"code": grpc.StatusCode.UNAVAILABLE, "reason": "DATABASE_UNAVAILABLE", "disposition": "TECHNICAL"}
+    cut_off = Scripted([step | {"retry_after": timedelta(milliseconds=10)}] * 10_000)
+    well = Scripted([])
+    replicas = [serve(replica).removeprefix("http://") for replica in (cut_off, well)]
+    with ResourceAllocator(f"ipv4:{','.join(replicas)}", timeout=5) as client:
+        until = time.monotonic() + PATIENCE_S
+        calls = 0
+        while not (cut_off.calls and well.calls > 1):
+            assert time.monotonic() < until
+            client.ensure("shop")
+            calls += 1
+        assert well.calls == calls
+
+    async def scenario() -> None:
+        async with AsyncResourceAllocator(f"ipv4:{','.join(replicas)}", timeout=5) as client:
+            await client.ensure("shop")
+
+    asyncio.run(scenario())
+    assert well.calls == calls + 1
+
+
+class Verbose(ResourceAllocatorServicer):
+    """Answers a batch with more than gRPC reads unless it is told to."""
+
+    def BatchEnsureAllocations(  # noqa: N802
+        self, request: api.BatchEnsureAllocationsRequest, context: grpc.ServicerContext
+    ) -> api.BatchEnsureAllocationsResponse:
+        placement = Placement(server_address="x" * 5_000_000)
+        response = api.EnsureAllocationResponse(placement=placement)
+        return api.BatchEnsureAllocationsResponse(results=[api.BatchEnsureResult(response=response)])
+
+
+def test_an_answer_of_more_than_four_mebibytes_is_read(serve: Callable[[Verbose], str]):
+    endpoint = serve(Verbose())
+    with ResourceAllocator(endpoint) as client:
+        assert len(client.ensure_many([ensure_request("shop")])[0].placement.server_address) == 5_000_000
+
+    async def scenario() -> None:
+        async with AsyncResourceAllocator(endpoint) as client:
+            (answer,) = await client.ensure_many([ensure_request("shop")])
+            assert len(answer.placement.server_address) == 5_000_000
+
+    asyncio.run(scenario())
 
 
 def test_without_an_endpoint_there_is_no_default_l02(monkeypatch: pytest.MonkeyPatch):

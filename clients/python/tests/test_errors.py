@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import re
 from collections.abc import Callable
@@ -13,7 +14,15 @@ import pytest
 from live_service import PATIENCE_S, ROOT
 from scripted import Scripted
 
-from resource_allocator_client import Disposition, FieldViolation, ResourceAllocator, ResourceAllocatorError, errors
+from resource_allocator_client import (
+    AsyncResourceAllocator,
+    Disposition,
+    FieldViolation,
+    ResourceAllocator,
+    ResourceAllocatorError,
+    _patience,
+    errors,
+)
 from resource_allocator_client.v1 import resource_allocator_pb2 as api
 from resource_allocator_client.v1.resource_allocator_pb2_grpc import ResourceAllocatorServicer
 
@@ -21,6 +30,7 @@ Serve = Callable[[ResourceAllocatorServicer], str]
 OVERLOADED = {"code": grpc.StatusCode.RESOURCE_EXHAUSTED, "reason": "OVERLOADED", "disposition": "TECHNICAL"}
 FULL = {"code": grpc.StatusCode.RESOURCE_EXHAUSTED, "reason": "INSUFFICIENT_CAPACITY", "disposition": "WAIT"}
 SOON = timedelta(milliseconds=50)
+UNAVAILABLE = {"DATABASE_UNAVAILABLE": errors.DatabaseUnavailable, "SHUTTING_DOWN": errors.ShuttingDown}
 
 
 def documented() -> dict[str, str]:
@@ -142,9 +152,68 @@ def test_a_refusal_is_not_repeated_even_where_waiting_may_help(serve: Serve):
     assert refused.value.retry_after == SOON
 
 
-def test_what_the_transport_loses_is_repeated_by_the_service_config(serve: Serve):
-    lost = {"code": grpc.StatusCode.UNAVAILABLE, "reason": "LOST", "disposition": "TECHNICAL"}
-    service = Scripted([lost] * 4)
+class Losing(ResourceAllocatorServicer):
+    """Loses calls as a transport does: with a code, and without a word of the service."""
+
+    def __init__(self, losses: int) -> None:
+        self._losses = losses
+        self.calls = 0
+
+    def EnsureAllocation(  # noqa: N802
+        self, request: api.EnsureAllocationRequest, context: grpc.ServicerContext
+    ) -> api.EnsureAllocationResponse:
+        self.calls += 1
+        if self.calls <= self._losses:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "recvmsg: connection reset by peer")
+        return api.EnsureAllocationResponse()
+
+
+def test_what_the_transport_loses_is_repeated_four_times(serve: Serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_patience, "_FIRST_PAUSE", 0.01)
+    service = Losing(4)
     with ResourceAllocator(serve(service)) as client:
         client.ensure("shop")
     assert service.calls == 5
+    service = Losing(5)
+    with ResourceAllocator(serve(service)) as client, pytest.raises(errors.Unreachable):
+        client.ensure("shop")
+    assert service.calls == 5
+
+
+@pytest.mark.parametrize(("reason", "kind"), UNAVAILABLE.items())
+def test_what_the_service_refuses_as_unavailable_is_repeated_when_it_says(
+    serve: Serve, reason: str, kind: type[ResourceAllocatorError]
+):
+    step = {"code": grpc.StatusCode.UNAVAILABLE, "reason": reason, "disposition": "TECHNICAL", "request_id": "r-1"}
+    service = Scripted([step | {"retry_after": SOON}] * 6)
+    with ResourceAllocator(serve(service), timeout=PATIENCE_S) as client:
+        client.ensure("shop")
+    assert service.calls == 7
+
+    service = Scripted([step | {"retry_after": timedelta(seconds=2 * PATIENCE_S)}] * 2)
+    with ResourceAllocator(serve(service), timeout=PATIENCE_S) as client, pytest.raises(kind) as refused:
+        client.ensure("shop")
+    assert (service.calls, refused.value.request_id) == (1, "r-1")
+
+
+def test_the_last_word_of_the_service_outlives_the_deadline(serve: Serve):
+    step = {"code": grpc.StatusCode.UNAVAILABLE, "reason": "DATABASE_UNAVAILABLE", "disposition": "TECHNICAL"}
+    steps = [step | {"retry_after": SOON, "request_id": "r-1"}]
+
+    def check(refused: pytest.ExceptionInfo[errors.DatabaseUnavailable], service: Scripted) -> None:
+        assert (service.calls, refused.value.request_id) == (2, "r-1")
+        assert isinstance(refused.value.__cause__, errors.DeadlinePassed)
+
+    service = Scripted(steps, then_hangs=True)
+    with ResourceAllocator(serve(service), timeout=1) as client, pytest.raises(errors.DatabaseUnavailable) as refused:
+        client.ensure("shop")
+    check(refused, service)
+
+    async def scenario(endpoint: str) -> None:
+        async with AsyncResourceAllocator(endpoint, timeout=1) as client:
+            await client.ensure("shop")
+
+    service = Scripted(steps, then_hangs=True)
+    with pytest.raises(errors.DatabaseUnavailable) as refused:
+        asyncio.run(scenario(serve(service)))
+    check(refused, service)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import grpc
 import pytest
 from conftest import Fleet
 from live_service import PATIENCE_S, Service
-from scripted import abort
+from scripted import abort, hang
 
 from resource_allocator_client import AsyncResourceAllocator, Disposition, ResourceAllocator, _waiting
-from resource_allocator_client.errors import InsufficientCapacity, RequestExceedsFleet, WaitReleased, WaitTimedOut
+from resource_allocator_client.errors import (
+    DeadlinePassed,
+    InsufficientCapacity,
+    RequestExceedsFleet,
+    WaitReleased,
+    WaitTimedOut,
+)
 from resource_allocator_client.v1 import resource_allocator_pb2 as api
 from resource_allocator_client.v1.resource_allocator_pb2_grpc import ResourceAllocatorServicer, ResourceAllocatorStub
 
@@ -208,3 +216,73 @@ def test_what_waiting_cannot_mend_is_raised_at_once(older: OlderRelease, serve, 
         for one in [client, through_older]:
             with pytest.raises(RequestExceedsFleet):
                 one.wait(tag, ram_mb=99_999, server_selector=fleet.selector, wait_for=10 * PATIENCE_S)
+
+
+class Line(ResourceAllocatorServicer):
+    """Keeps a line for which nothing comes free; the first to stand in it does so at a replica that ends."""
+
+    def __init__(self, ends: dict[str, object] | None, after: float) -> None:
+        self._ends = ends
+        self._after = after
+        self.waits: list[float] = []
+
+    def EnsureAllocation(  # noqa: N802
+        self, request: api.EnsureAllocationRequest, context: grpc.ServicerContext
+    ) -> api.EnsureAllocationResponse:
+        wait = request.wait_for_capacity.ToTimedelta().total_seconds()
+        self.waits.append(wait)
+        if self._ends is None:
+            hang(context)
+        elif len(self.waits) == 1:
+            time.sleep(self._after)
+            abort(context, **self._ends)
+        time.sleep(wait)
+        abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "WAIT_TIMED_OUT", "WAIT", waited_for="PORTS_EXHAUSTED")
+        raise AssertionError
+
+
+SHUTTING_DOWN = {
+    "code": grpc.StatusCode.UNAVAILABLE,
+    "reason": "SHUTTING_DOWN",
+    "disposition": "TECHNICAL",
+    "retry_after": timedelta(milliseconds=50),
+}
+LOST = {"code": grpc.StatusCode.UNAVAILABLE, "reason": "LOST", "disposition": None, "domain": "a.proxy"}
+
+
+def wait_in(endpoint: str, blocking: bool, wait_for: float) -> None:
+    if blocking:
+        with ResourceAllocator(endpoint) as client:
+            client.wait("shop", wait_for=wait_for)
+        return
+
+    async def scenario() -> None:
+        async with AsyncResourceAllocator(endpoint) as client:
+            await client.wait("shop", wait_for=wait_for)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize("ends", [SHUTTING_DOWN, LOST])
+@pytest.mark.parametrize("after", [1.5, 2.0])
+def test_a_replica_that_ends_does_not_prolong_the_wait(serve, monkeypatch, ends, after: float, blocking: bool):
+    # Less than what would be waited for twice.
+    monkeypatch.setattr(_waiting, "ANSWER_MARGIN", 1.0)
+    line = Line(ends, after)
+    with pytest.raises(WaitTimedOut) as over:
+        wait_in(serve(line), blocking, wait_for=2.0)
+    # The service's own answer, also where the replica ended with the wait.
+    assert over.value.metadata["waited_for"] == "PORTS_EXHAUSTED"
+    first, second = line.waits
+    assert first == pytest.approx(2.0, abs=0.2)
+    assert second <= 2.0 - after or second == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_wait_whose_answer_does_not_come_is_over_all_the_same(serve, monkeypatch, blocking: bool):
+    monkeypatch.setattr(_waiting, "ANSWER_MARGIN", 0.2)
+    with pytest.raises(WaitTimedOut) as over:
+        wait_in(serve(Line(None, 0)), blocking, wait_for=0.3)
+    assert isinstance(over.value.__cause__, DeadlinePassed)
+    assert (over.value.disposition, over.value.reason) == (Disposition.WAIT, "WAIT_TIMED_OUT")

@@ -1,4 +1,4 @@
-"""Where the service is, and how a channel to it behaves: its retries, its keepalive, its credentials.
+"""Where the service is, and how a channel to it behaves: its addresses, its keepalive, its credentials.
 
 This is the one place that opens channels. What is not named is read from the environment, as the endpoint is.
 """
@@ -29,35 +29,11 @@ KEY_VARIABLE = "RESOURCE_ALLOCATOR_CLIENT_KEY"
 
 ChannelOptions = Sequence[tuple[str, Any]]
 
-_SERVICE = "resourceallocator.v1.ResourceAllocator"
-# Every one may be repeated: what was committed is answered as it stands, the others write nothing. A move is, because it names
-# the server that the project leaves. A stream is not in the list, for its reader resumes it with a token.
-_REPEATABLE = (
-    "EnsureAllocation",
-    "BatchEnsureAllocations",
-    "ReleaseAllocation",
-    "ListAllocations",
-    "ListWaiting",
-    "GetPlacement",
-    "FindServer",
-    "RelocateProject",
-    "ReportPortInUse",
-)
-# Four pauses of 0.2 s, 0.4 s, 0.8 s and 1.6 s, each give or take a fifth: a service that is started anew is back by then.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": _SERVICE, "method": method} for method in _REPEATABLE],
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.2s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
+# Where a name has several addresses, calls go round those that can be reached, so that a repeat is not always answered by the
+# replica that could not do it. Repeats are made by the client (see `_patience`), but for those of calls that no replica has seen.
+_SERVICE_CONFIG: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+# A thousand placements of a batch outgrow gRPC's 4 MiB, and an answer that cannot be read was committed all the same.
+_MOST_ANSWER_BYTES = 64 * 1024 * 1024
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # The service is what says how it is called, not a record of its name server.
@@ -69,6 +45,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     # Soon after the service is back, a call gets through.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_receive_message_length", _MOST_ANSWER_BYTES),
     ("grpc.primary_user_agent", f"resource-allocator-client/{__version__}"),
 ]
 

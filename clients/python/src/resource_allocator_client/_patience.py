@@ -1,7 +1,7 @@
 """How long a call goes on, and when it is worth repeating.
 
-gRPC itself repeats what the transport loses (see `_channel`). It does not read the service's RetryInfo: this does, within the
-one deadline that the caller gave.
+All repeats are made here, within the one deadline that the caller gave. gRPC has no retry policy for them: it knows codes alone,
+and would repeat what the service refused as UNAVAILABLE like what got lost, whatever its RetryInfo says.
 """
 
 from __future__ import annotations
@@ -10,14 +10,20 @@ import random
 import time
 from datetime import timedelta
 
-from .errors import ResourceAllocatorError, TechnicalFailure
+import grpc
+
+from .errors import DeadlinePassed, ResourceAllocatorError, TechnicalFailure
 
 # How much longer than the service advises, at the most, so that those who were refused together do not come back together.
 _JITTER = 0.25
+# Where the service advises nothing there are four pauses, of 0.2 s, 0.4 s, 0.8 s and 1.6 s or a little more: one that is started
+# anew is back by then.
+_FIRST_PAUSE = 0.2
+_UNADVISED_REPEATS = 4
 
 
 class Patience:
-    """The time that one call may take, its repeats and pauses among it."""
+    """The time that something may take, its pauses among it."""
 
     def __init__(self, timeout: float) -> None:
         """Begins now."""
@@ -26,13 +32,6 @@ class Patience:
     def left(self) -> float:
         """Gives how many seconds are left, never less than none."""
         return max(0.0, self._until - time.monotonic())
-
-    def pause_after(self, error: ResourceAllocatorError) -> float | None:
-        """Gives how many seconds to wait before the call is repeated; None where that is of no use, or there is no time."""
-        if not isinstance(error, TechnicalFailure) or error.retry_after is None:
-            return None
-        pause = spread(error.retry_after)
-        return pause if pause < self.left() else None
 
 
 class Backoff:
@@ -53,6 +52,44 @@ class Backoff:
     def worked(self) -> None:
         """Forgets the failures."""
         self.failures = 0
+
+
+class Repeats:
+    """Whether one call is made again, and after which pause.
+
+    Every call may be, a move too, because it names the server that the project leaves: what was committed is answered as it stands,
+    the others write nothing. A stream is none of them, for its reader resumes it with a token.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        """Begins the call, which may take as many seconds with all its repeats."""
+        self._patience = Patience(timeout)
+        self._backoff = Backoff(_FIRST_PAUSE)
+        self._told: ResourceAllocatorError | None = None
+
+    def left(self) -> float:
+        """Gives how many seconds are left of the deadline."""
+        return self._patience.left()
+
+    def pause_after(self, failure: TechnicalFailure) -> float:
+        """Gives how many seconds to wait before the call is repeated; raises where that is of no use, or there is no time."""
+        # What the transport tells has no metadata, what the service tells has its disposition at the least.
+        if failure.metadata:
+            self._told = failure
+        elif isinstance(failure, DeadlinePassed) and self._told is not None:
+            # The last word of the service says more than that the time was over after it.
+            raise self._told from failure
+        pause = self._pause(failure)
+        if pause is None or pause >= self.left():
+            raise failure
+        return pause
+
+    def _pause(self, failure: TechnicalFailure) -> float | None:
+        if failure.retry_after is not None:
+            return spread(failure.retry_after)
+        if failure.code is grpc.StatusCode.UNAVAILABLE and self._backoff.failures < _UNADVISED_REPEATS:
+            return self._backoff.failed(None)
+        return None
 
 
 def spread(pause: timedelta) -> float:

@@ -10,7 +10,16 @@ import time
 
 import grpc
 
-from .errors import Disposition, NotImplementedByService, ResourceAllocatorError, WaitRefusal, WaitTimedOut
+from ._patience import Backoff
+from .errors import (
+    DeadlinePassed,
+    Disposition,
+    NotImplementedByService,
+    ResourceAllocatorError,
+    TechnicalFailure,
+    WaitRefusal,
+    WaitTimedOut,
+)
 from .v1 import events_pb2 as events
 
 # What other projects' ensures say of themselves. Whatever else is told may have made room: a release, a change of the inventory,
@@ -43,10 +52,29 @@ class Wait:
         self._began = time.monotonic()
         self._seconds = seconds
         self._refusal: WaitRefusal | None = None
+        self._backoff = Backoff()
 
     def left(self) -> float:
         """Gives how many seconds are left, never less than none."""
         return max(0.0, self._began + self._seconds - time.monotonic())
+
+    def answer_within(self) -> float:
+        """Gives how many seconds a call that stands in line from now on may take."""
+        left = self._began + self._seconds - time.monotonic()
+        return max(0.0, min(left, LONGEST) + ANSWER_MARGIN)
+
+    def pause_after(self, failure: TechnicalFailure | WaitRefusal) -> float:
+        """Gives how many seconds to wait before the next try, or raises where there is no time for one.
+
+        A replica that ends does not take the place in line with it; a line that is full may be shorter soon.
+        """
+        pause = self._backoff.failed(failure.retry_after)
+        # A refusal is the answer. A failure is none, and the one to ask for may be had when the time to wait is over.
+        if pause < (self.left() if isinstance(failure, WaitRefusal) else self.answer_within()):
+            return pause
+        if isinstance(failure, DeadlinePassed) and not self.left():
+            raise self.timed_out() from failure
+        raise failure
 
     def refused(self, refusal: WaitRefusal) -> None:
         """Keeps the refusal, and gives up where the time is over."""
@@ -55,7 +83,7 @@ class Wait:
             raise self.timed_out() from refusal
 
     def timed_out(self) -> WaitTimedOut:
-        """Makes the answer of a service that keeps a line, from what one without a line told."""
+        """Makes the answer of a service that keeps a line, where it has none or its answer did not come."""
         waited = round(time.monotonic() - self._began)
         metadata = {"waited_s": str(waited)}
         message = f"no capacity came free within {waited} s"

@@ -14,7 +14,7 @@ import grpc
 
 from . import _requests, _waiting
 from ._channel import ChannelOptions, find_credentials, find_endpoint, open_channel
-from ._patience import Backoff, Patience
+from ._patience import Patience, Repeats
 from ._requests import Module, Strategy
 from ._resumption import Resumption
 from ._status import read_error, result_of
@@ -329,38 +329,35 @@ class ResourceAllocator:
         self.close()
 
     def _call(self, method: Callable[..., _Response], request: _Request, timeout: float | None) -> _Response:
-        patience = Patience(self.timeout if timeout is None else timeout)
+        repeats = Repeats(self.timeout if timeout is None else timeout)
         while True:
             try:
-                return method(request, timeout=patience.left(), metadata=self._metadata)
-            except grpc.RpcError as broken:
-                error = read_error(broken, self.endpoint)
-                pause = patience.pause_after(error)
-                if pause is None:
-                    raise error from broken
-                _log.info("calling again in %.1f s: %s", pause, error)
+                return self._call_once(method, request, repeats.left())
+            except TechnicalFailure as failure:
+                pause = repeats.pause_after(failure)
+                _log.info("calling again in %.1f s: %s", pause, failure)
             time.sleep(pause)
 
+    def _call_once(self, method: Callable[..., _Response], request: _Request, timeout: float) -> _Response:
+        try:
+            return method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as broken:
+            raise read_error(broken, self.endpoint) from broken
+
     def _stand_in_line(self, request: api.EnsureAllocationRequest, wait: _waiting.Wait) -> api.EnsureAllocationResponse:
-        backoff = Backoff()
         while True:
-            left = min(wait.left(), _waiting.LONGEST)
+            # Each try asks for what is left of the wait, so that the service ends it, with its reason, before the deadline does.
+            waiting = _requests.waiting(request, min(wait.left(), _waiting.LONGEST))
             try:
-                return self._call(
-                    self._stub.EnsureAllocation, _requests.waiting(request, left), left + _waiting.ANSWER_MARGIN
-                )
+                return self._call_once(self._stub.EnsureAllocation, waiting, wait.answer_within())
             except (TechnicalFailure, WaitRefusal) as failure:
-                # A replica that ends does not take the place in line with it; a line that is full may be shorter soon.
-                pause = backoff.failed(failure.retry_after)
-                if pause >= wait.left():
-                    raise
+                pause = wait.pause_after(failure)
                 _log.info("standing in line again in %.1f s: %s", pause, failure)
             time.sleep(pause)
 
     def _try_again_on_signs(
         self, request: api.EnsureAllocationRequest, wait: _waiting.Wait
     ) -> api.EnsureAllocationResponse:
-        backoff = Backoff()
         while True:
             try:
                 # The point of the log comes first, so that what makes room while the ensure is refused is not missed.
@@ -370,10 +367,7 @@ class ResourceAllocator:
                 wait.refused(refusal)
                 _log.info("waiting for a sign that there is room: %s", refusal)
             except TechnicalFailure as failure:
-                pause = backoff.failed(failure.retry_after)
-                if pause >= wait.left():
-                    raise
-                time.sleep(pause)
+                time.sleep(wait.pause_after(failure))
                 continue
             self._sleep_until_sign(since.resume_token, min(_waiting.POLL, wait.left()))
 
