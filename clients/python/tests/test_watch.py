@@ -6,15 +6,22 @@ import asyncio
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from conftest import Fleet
 from live_service import PATIENCE_S, Service
-from scripted import abort
+from scripted import abort, hang
 
 from resource_allocator_client import AllocationEvent, AsyncResourceAllocator, Reconnect, ResourceAllocator, watch
-from resource_allocator_client.errors import InvalidRequest, LogRestarted, SequenceCompacted, Unreachable
+from resource_allocator_client.errors import (
+    InvalidRequest,
+    LogRestarted,
+    SequenceCompacted,
+    TechnicalFailure,
+    Unreachable,
+)
 from resource_allocator_client.v1 import resource_allocator_pb2 as api
 from resource_allocator_client.v1.resource_allocator_pb2_grpc import ResourceAllocatorServicer
 
@@ -183,6 +190,33 @@ def test_a_stream_that_falls_silent_is_opened_again(
     assert asyncio.run(scenario()) == [4, 5]
 
 
+class Mute(ResourceAllocatorServicer):
+    """Opens streams and says nothing at all."""
+
+    def WatchAllocations(self, request: api.WatchAllocationsRequest, context: grpc.ServicerContext):  # noqa: N802
+        hang(context)
+        yield api.WatchAllocationsResponse()
+
+
+def test_a_service_that_was_never_heard_is_given_up(
+    serve: Callable[[ResourceAllocatorServicer], str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(watch, "SILENCE", 0.2)
+    monkeypatch.setattr("resource_allocator_client.aio_watch.SILENCE", 0.2)
+    told: list[Reconnect] = []
+    endpoint = serve(Mute())
+    with ResourceAllocator(endpoint, timeout=1) as client, pytest.raises(TechnicalFailure, match="said nothing"):
+        next(client.watch(on_reconnect=told.append))
+
+    async def scenario() -> None:
+        async with AsyncResourceAllocator(endpoint, timeout=1) as client:
+            with pytest.raises(TechnicalFailure, match="said nothing"):
+                await asyncio.wait_for(anext(client.watch(on_reconnect=told.append)), PATIENCE_S)
+
+    asyncio.run(scenario())
+    assert {type(reconnect.error) for reconnect in told} == {Unreachable}
+
+
 def test_a_slow_reader_is_not_taken_for_a_silent_stream(
     serve: Callable[[ResourceAllocatorServicer], str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -207,6 +241,48 @@ def test_a_watch_ends_when_it_is_closed_from_elsewhere(client: ResourceAllocator
             assert [event async for event in events] == []
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_watch_ends_with_its_client(shared_service: Service, tag: str, opened: bool):
+    with ResourceAllocator(shared_service.endpoint) as client:
+        events = client.watch(project_id=tag)
+        if opened:
+            events.__enter__()
+            threading.Timer(0.2, client.close).start()
+        else:
+            client.close()
+        assert list(events) == []
+        assert list(events) == []
+
+    async def scenario() -> None:
+        client = AsyncResourceAllocator(shared_service.endpoint)
+        events = client.watch(project_id=tag)
+        if opened:
+            await events.__aenter__()
+            closing = asyncio.ensure_future(close_later(client))
+            assert [event async for event in events] == []
+            await closing
+        else:
+            await client.close()
+        assert [event async for event in events] == []
+
+    async def close_later(client: AsyncResourceAllocator) -> None:
+        await asyncio.sleep(0.2)
+        await client.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_watch_that_is_to_be_opened_again_ends_with_its_client(own_service: Service):
+    ended = threading.Event()
+    client = ResourceAllocator(own_service.endpoint)
+    with ThreadPoolExecutor() as pool, client.watch(on_reconnect=lambda _told: ended.set()) as events:
+        own_service.stop()
+        reading = pool.submit(list, events)
+        assert ended.wait(PATIENCE_S)
+        client.close()
+        assert reading.result(PATIENCE_S) == []
 
 
 def test_a_reader_that_is_cancelled_ends_as_one_that_is_cancelled(shared_service: Service, tag: str):

@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import grpc
+
 from ._patience import Backoff, Patience
-from .errors import ResourceAllocatorError, TechnicalFailure
+from .errors import Disposition, ResourceAllocatorError, TechnicalFailure, error_of
 from .v1 import events_pb2 as events
 from .v1 import resource_allocator_pb2 as api
 
@@ -32,6 +34,16 @@ class Reconnect:
 
 
 OnReconnect = Callable[[Reconnect], None]
+
+
+def fell_silent(endpoint: str) -> ResourceAllocatorError:
+    """Makes the error of a stream that said nothing for too long."""
+    return error_of(
+        f"the stream from {endpoint} said nothing for {SILENCE:g} s",
+        reason="UNREACHABLE",
+        disposition=Disposition.TECHNICAL,
+        code=grpc.StatusCode.CANCELLED,
+    )
 
 
 class Resumption:

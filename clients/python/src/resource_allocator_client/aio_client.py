@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +52,8 @@ class AsyncResourceAllocator:
         self._metadata = credentials.metadata()
         self._channel = open_async_channel(self.endpoint, credentials, channel_options)
         self._stub = ResourceAllocatorStub(self._channel)
+        # Closed with the client; one that nobody holds any more ends by itself.
+        self._watches: weakref.WeakSet[AsyncWatch] = weakref.WeakSet()
 
     async def ensure(
         self,
@@ -251,12 +254,16 @@ class AsyncResourceAllocator:
         """Follows the events that pass the filters; see `ResourceAllocator.watch`."""
         request = _requests.watch(project_id, server_handle, resume_token, from_beginning)
         resumption = Resumption(request, self.timeout if timeout is None else timeout, on_reconnect)
-        return AsyncWatch(
+        watch = AsyncWatch(
             lambda again: self._stub.WatchAllocations(again, metadata=self._metadata), resumption, self.endpoint
         )
+        self._watches.add(watch)
+        return watch
 
     async def close(self) -> None:
-        """Closes the connection; calls and watches that are under way end."""
+        """Closes the connection; calls that are under way fail, and watches end as by their own `close`."""
+        for watch in tuple(self._watches):
+            watch.close()
         await self._channel.close()
 
     async def __aenter__(self) -> AsyncResourceAllocator:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from ._resumption import SILENCE, Resumption
+from ._resumption import SILENCE, Resumption, fell_silent
 from ._status import read_error
 from .errors import ResourceAllocatorError
 from .v1 import events_pb2 as events
@@ -87,6 +87,8 @@ class AsyncWatch:
                 if (message := await self._read()) is not None:
                     self._resumption.spoke()
                     return message
+            except TimeoutError:
+                error = fell_silent(self._endpoint)
             except grpc.RpcError as broken:
                 error = read_error(broken, self._endpoint)
                 error.__cause__ = broken
@@ -98,7 +100,7 @@ class AsyncWatch:
         return None
 
     async def _read(self) -> api.WatchAllocationsResponse | None:
-        """Reads one message; None where the stream is over, said nothing for too long, or is closed.
+        """Reads one message; None where the stream is over or closed. One that says nothing for too long is a `TimeoutError`.
 
         The read is a task of its own, because a call that is cancelled by `close` raises the same as a reader that is.
         """
@@ -109,8 +111,10 @@ class AsyncWatch:
         try:
             either: set[asyncio.Future[object]] = {read, self._closed}
             await asyncio.wait(either, timeout=SILENCE, return_when=asyncio.FIRST_COMPLETED)
-            if self._closed.done() or not read.done():
+            if self._closed.done():
                 return None
+            if not read.done():
+                raise TimeoutError
             message = read.result()
             return message if isinstance(message, api.WatchAllocationsResponse) else None
         finally:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +84,9 @@ class ResourceAllocator:
         self._metadata = credentials.metadata()
         self._channel = open_channel(self.endpoint, credentials, channel_options)
         self._stub = ResourceAllocatorStub(self._channel)
+        # Closed with the client; one that nobody holds any more ends by itself.
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._watches_lock = threading.Lock()
 
     def ensure(
         self,
@@ -310,12 +315,19 @@ class ResourceAllocator:
         """
         request = _requests.watch(project_id, server_handle, resume_token, from_beginning)
         resumption = Resumption(request, self.timeout if timeout is None else timeout, on_reconnect)
-        return Watch(
+        watch = Watch(
             lambda again: self._stub.WatchAllocations(again, metadata=self._metadata), resumption, self.endpoint
         )
+        with self._watches_lock:
+            self._watches.add(watch)
+        return watch
 
     def close(self) -> None:
-        """Closes the connection; calls and watches that are under way end."""
+        """Closes the connection; calls that are under way fail, and watches end as by their own `close`."""
+        with self._watches_lock:
+            watches = tuple(self._watches)
+        for watch in watches:
+            watch.close()
         self._channel.close()
 
     def __enter__(self) -> ResourceAllocator:

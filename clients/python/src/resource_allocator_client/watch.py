@@ -12,7 +12,7 @@ from typing import Protocol
 
 import grpc
 
-from ._resumption import SILENCE, OnReconnect, Reconnect, Resumption
+from ._resumption import SILENCE, OnReconnect, Reconnect, Resumption, fell_silent
 from ._status import read_error
 from .errors import ResourceAllocatorError
 from .v1 import events_pb2 as events
@@ -103,7 +103,9 @@ class Watch:
                     self._resumption.spoke()
                     return message
             except grpc.RpcError as broken:
-                error = read_error(broken, self._endpoint)
+                silence = self._silence
+                silent = silence is not None and silence.exceeded
+                error = fell_silent(self._endpoint) if silent else read_error(broken, self._endpoint)
                 error.__cause__ = broken
             self._drop_stream()
             if self._closed.is_set():
@@ -114,7 +116,13 @@ class Watch:
     def _read(self) -> api.WatchAllocationsResponse | None:
         stream = self._stream
         if stream is None:
-            stream = self._stream = self._open_stream(self._resumption.request())
+            try:
+                stream = self._stream = self._open_stream(self._resumption.request())
+            except ValueError:
+                # gRPC's for a channel that is closed. The client closes its watches first.
+                if self._closed.is_set():
+                    return None
+                raise
             self._silence = _SilenceLimit(stream)
             if self._closed.is_set():
                 # Closed while it was opened, by one who did not see it.
@@ -136,6 +144,7 @@ class _SilenceLimit:
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
+        self.exceeded = False
         self._waiting_since: float | None = None
         self._timer = self._arm(SILENCE)
 
@@ -161,6 +170,7 @@ class _SilenceLimit:
         if left > 0:
             self._timer = self._arm(left)
         else:
+            self.exceeded = True
             self._stream.cancel()
 
 
