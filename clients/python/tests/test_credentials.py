@@ -129,3 +129,51 @@ def test_halves_and_what_is_no_token_are_refused_and_not_repeated(monkeypatch: p
         ResourceAllocator("https://localhost:1")
     monkeypatch.delenv("RESOURCE_ALLOCATOR_CLIENT_KEY")
     assert "hunter2" not in repr(find_credentials("hunter2", None, None, None))
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://127.0.0.1:1",
+        "127.8.0.1:1",
+        "http://localhost:1",
+        "http://[::1]:1",
+        "unix:/run/allocator.sock",
+        "dns:///localhost:1",
+        "ipv4:127.0.0.1:1,127.0.0.2:1",
+        "ipv6:[::1]:1",
+        "https://allocator.example.net:1",
+    ],
+)
+def test_a_token_goes_where_nobody_else_can_read_it(endpoint: str):
+    ResourceAllocator(endpoint, token="ra_secret").close()
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://allocator.example.net:1",
+        "192.0.2.1:1",
+        "http://[2001:db8::1]:1",
+        "http://localhost.example.net:1",
+        "http://127.0.0.1.example.net:1",
+        "dns:///allocator:1",
+        "dns://127.0.0.1/allocator:1",
+        "ipv4:127.0.0.1:1,192.0.2.1:1",
+    ],
+)
+def test_a_token_does_not_travel_in_clear_text_unless_told_to(endpoint: str, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match="clear text") as refused:
+        ResourceAllocator(endpoint, token="ra_secret")
+    assert "ra_secret" not in str(refused.value)
+    ResourceAllocator(endpoint, token="ra_secret", insecure=True).close()
+    # Without a token there is nothing to read.
+    ResourceAllocator(endpoint).close()
+    monkeypatch.setenv("RESOURCE_ALLOCATOR_TOKEN", "ra_secret")
+
+    async def scenario() -> None:
+        with pytest.raises(ValueError, match="clear text"):
+            AsyncResourceAllocator(endpoint)
+        await AsyncResourceAllocator(endpoint, insecure=True).close()
+
+    asyncio.run(scenario())

@@ -5,6 +5,7 @@ This is the one place that opens channels. What is not named is read from the en
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -76,9 +77,16 @@ class Credentials:
     tls_key: Path | None
     token: str | None = field(repr=False)
 
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Gives what each call carries."""
-        return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
+    def metadata(self, endpoint: str, insecure: bool) -> tuple[tuple[str, str], ...]:
+        """Gives what each call to the endpoint carries. A token that others could read on its way is refused unless `insecure`."""
+        if self.token is None:
+            return ()
+        if not (insecure or speaks_tls(endpoint) or _is_loopback(target_of(endpoint))):
+            raise ValueError(
+                f"{endpoint}: the token would travel in clear text, where anyone on the way can read it; name an https:// "
+                "endpoint, or pass insecure=True where something else encrypts the way there"
+            )
+        return (("authorization", f"Bearer {self.token}"),)
 
     def for_tls(self) -> grpc.ChannelCredentials:
         """Reads the files."""
@@ -128,6 +136,27 @@ def target_of(endpoint: str) -> str:
             f"{endpoint}: not an endpoint; one looks like http://127.0.0.1:50051, with its port and without a path"
         )
     return target
+
+
+def _is_loopback(target: str) -> bool:
+    """Says whether what is sent there stays on this machine. Of a list, every address must."""
+    scheme = _RESOLVED.fullmatch(target)
+    if scheme is None:
+        return _is_loopback_host(target)
+    if scheme[1] == "unix":
+        return True
+    # A name may stand behind the name server that is asked for it.
+    addresses = target.removeprefix(f"{scheme[1]}:").rpartition("/")[2].split(",")
+    return all(_is_loopback_host(address) for address in addresses)
+
+
+def _is_loopback_host(address: str) -> bool:
+    parts = _HOST_AND_PORT.fullmatch(address)
+    host = address if parts is None else parts["host"]
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def open_channel(endpoint: str, credentials: Credentials, options: ChannelOptions) -> grpc.Channel:

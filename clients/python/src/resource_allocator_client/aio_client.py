@@ -43,13 +43,14 @@ class AsyncResourceAllocator:
         tls_ca: str | Path | None = None,
         tls_certificate: str | Path | None = None,
         tls_key: str | Path | None = None,
+        insecure: bool = False,
         channel_options: ChannelOptions = (),
     ) -> None:
         """Connects at the first call; the arguments are those of `ResourceAllocator`."""
         self.endpoint = find_endpoint(endpoint)
         self.timeout = timeout
         credentials = find_credentials(token, tls_ca, tls_certificate, tls_key)
-        self._metadata = credentials.metadata()
+        self._metadata = credentials.metadata(self.endpoint, insecure)
         self._channel = open_async_channel(self.endpoint, credentials, channel_options)
         self._stub = ResourceAllocatorStub(self._channel)
         # Closed with the client; one that nobody holds any more ends by itself.

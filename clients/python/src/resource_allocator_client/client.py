@@ -68,6 +68,7 @@ class ResourceAllocator:
         tls_ca: str | Path | None = None,
         tls_certificate: str | Path | None = None,
         tls_key: str | Path | None = None,
+        insecure: bool = False,
         channel_options: ChannelOptions = (),
     ) -> None:
         """Connects at the first call.
@@ -75,13 +76,14 @@ class ResourceAllocator:
         `endpoint` is where the service is, such as `http://127.0.0.1:50051`; None takes RESOURCE_ALLOCATOR_ENDPOINT from the
         environment, and without that it is an error. With `https://` TLS is spoken: `tls_ca` is the file of the authorities to
         believe, `tls_certificate` and `tls_key` are the client's own. `token` is shown with each call. What is None of these is
-        taken from RESOURCE_ALLOCATOR_TLS_CA, _CLIENT_CERTIFICATE, _CLIENT_KEY, and _TOKEN_FILE or _TOKEN.
+        taken from RESOURCE_ALLOCATOR_TLS_CA, _CLIENT_CERTIFICATE, _CLIENT_KEY, and _TOKEN_FILE or _TOKEN. Without TLS a token is
+        refused for any other host than this one, unless `insecure` says that what is between keeps it from others' eyes.
         `channel_options` are gRPC's, and win over those of this package.
         """
         self.endpoint = find_endpoint(endpoint)
         self.timeout = timeout
         credentials = find_credentials(token, tls_ca, tls_certificate, tls_key)
-        self._metadata = credentials.metadata()
+        self._metadata = credentials.metadata(self.endpoint, insecure)
         self._channel = open_channel(self.endpoint, credentials, channel_options)
         self._stub = ResourceAllocatorStub(self._channel)
         # Closed with the client; one that nobody holds any more ends by itself.
