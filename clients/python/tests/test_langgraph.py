@@ -138,6 +138,13 @@ def test_the_node_waits_where_it_is_told_to(client, fleet: Fleet, state, tag: st
         ({"project_spec": {"modules": [{"port": 1}]}}, "name"),
         ({"project_spec": {"modules": [{"name": "web", "protocol": "SCTP"}]}}, "SCTP"),
         ({"project_spec": {"resources": {"ram": 512}}}, "ram"),
+        ({"project_spec": {"modules": "web"}}, "list of modules, not 'web'"),
+        ({"project_spec": {"modules": b"web"}}, "list of modules, not b'web'"),
+        ({"project_spec": {"modules": {"web": {"port": 1}}}}, "list of modules"),
+        ({"project_spec": {"modules": None}}, "list of modules"),
+        ({"project_spec": {"modules": [{"name": "web", "prot": 1}]}}, "`web` has an unknown key `prot`.*`port`"),
+        ({"project_spec": {"modules": [{"name": "web", "Port": 1}]}}, "`Port`.*`port`"),
+        ({"project_spec": {"modules": [{"name": "web", "Protocol": "UDP"}]}}, "`Protocol`.*`protocol`"),
     ],
 )
 def test_a_state_that_cannot_be_read_is_refused(client, state, update, says: str):

@@ -16,7 +16,8 @@ All that is put into the state is plain JSON, so that any checkpointer takes it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import difflib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from ._requests import Module, Strategy
@@ -25,13 +26,19 @@ from .client import ResourceAllocator
 from .v1 import resource_allocator_pb2 as api
 from .v1 import types_pb2 as types
 
+# What the node reads of a module.
+_MODULE_KEYS = ("name", "port", "protocol")
+# How much another key must be like one of these to be taken for a slip, which would be a port that the module is not given: `prot`
+# is, `command` and `health`, which are other nodes' business, are not.
+_NEAR = 0.75
+
 
 class _ModuleName(TypedDict):
     name: str
 
 
 class ModuleSpec(_ModuleName, total=False):
-    """A module of a project: its name, and what it must have."""
+    """A module of a project: its name, and what it must have. Other keys are other nodes' business, unless they look like these."""
 
     # This port or a refusal.
     port: int
@@ -166,7 +173,11 @@ def read_state(state: Mapping[str, Any]) -> tuple[str, list[Module], dict[str, A
     if unknown := set(resources) - {"cpu_millis", "ram_mb", "disk_mb"}:
         # A need that is misspelt would be a need that is not reserved.
         raise ValueError(f"project_spec.resources of `{project_id}` has unknown keys: {', '.join(sorted(unknown))}")
-    return project_id, [_module(module) for module in spec.get("modules", ())], needs | dict(resources)
+    modules = spec.get("modules", ())
+    # A text is a sequence of texts too, and so are the keys of a mapping: "web" would be the modules w, e and b.
+    if isinstance(modules, (str, bytes, Mapping)) or not isinstance(modules, Iterable):
+        raise ValueError(f"project_spec.modules of `{project_id}` is a list of modules, not {modules!r}")
+    return project_id, [_module(module) for module in modules], needs | dict(resources)
 
 
 def update_of(answer: api.EnsureAllocationResponse) -> dict[str, Any]:
@@ -191,6 +202,9 @@ def _module(module: str | Mapping[str, Any]) -> Module:
         return module
     if not isinstance(module, Mapping) or not isinstance(module.get("name"), str):
         raise ValueError(f"a module of project_spec is a name, or has one under `name`: {module!r}")
+    for key in module:
+        if key not in _MODULE_KEYS and (meant := difflib.get_close_matches(str(key).lower(), _MODULE_KEYS, 1, _NEAR)):
+            raise ValueError(f"module `{module['name']}` has an unknown key `{key}`; is `{meant[0]}` meant?")
     # Left out, it stays unset, which keeps what stands; a default of ours could contradict it.
     protocol = types.PROTOCOL_UNSPECIFIED
     if "protocol" in module:
