@@ -18,8 +18,8 @@ import (
 	pb "resourceallocator.example/clients/gen/resourceallocator/v1"
 )
 
-// What a retry may repeat is safe: a call that was carried out answers the same again.
-const serviceConfig = `{"methodConfig": [{
+// What a retry may repeat is safe: a call that was carried out answers the same again, at whichever replica.
+const serviceConfig = `{"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [{
 	"name": [{"service": "resourceallocator.v1.ResourceAllocator"}],
 	"retryPolicy": {
 		"maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 2,

@@ -21,24 +21,27 @@ public final class Tour {
         String endpoint = System.getenv().getOrDefault("RESOURCE_ALLOCATOR_ENDPOINT", "http://127.0.0.1:50051");
         ManagedChannel channel = Grpc.newChannelBuilder(
                         endpoint.replaceFirst("^http://", ""), InsecureChannelCredentials.create())
+                .defaultLoadBalancingPolicy("round_robin")
                 .enableRetry()
                 .build();
         try {
-            var allocator = ResourceAllocatorGrpc.newBlockingStub(channel).withDeadlineAfter(10, TimeUnit.SECONDS);
+            var allocator = ResourceAllocatorGrpc.newBlockingStub(channel);
 
             var request = EnsureAllocationRequest.newBuilder()
                     .setProjectId("java-tour")
                     .addModules(ModuleSpec.newBuilder().setName("backend"))
                     .build();
-            show(allocator.ensureAllocation(request));
+            // The time runs from here, so each call names its own: on a stub that is kept it would soon be over.
+            show(allocator.withDeadlineAfter(10, TimeUnit.SECONDS).ensureAllocation(request));
             // A lost answer is harmless: the same call again gives the same.
-            show(allocator.ensureAllocation(request));
+            show(allocator.withDeadlineAfter(10, TimeUnit.SECONDS).ensureAllocation(request));
 
             try {
-                allocator.ensureAllocation(EnsureAllocationRequest.newBuilder()
+                var tooBig = EnsureAllocationRequest.newBuilder()
                         .setProjectId("too-big")
                         .setResources(Resources.newBuilder().setRamMb(99_999_999))
-                        .build());
+                        .build();
+                allocator.withDeadlineAfter(10, TimeUnit.SECONDS).ensureAllocation(tooBig);
             } catch (StatusRuntimeException refused) {
                 ErrorInfo info = reasonOf(refused);
                 System.out.printf(
@@ -46,7 +49,8 @@ public final class Tour {
             }
 
             var release = ReleaseAllocationRequest.newBuilder().setProjectId("java-tour").build();
-            for (Allocation allocation : allocator.releaseAllocation(release).getReleasedList()) {
+            var released = allocator.withDeadlineAfter(10, TimeUnit.SECONDS).releaseAllocation(release);
+            for (Allocation allocation : released.getReleasedList()) {
                 System.out.printf("gave back %s:%d%n", allocation.getServerAddress(), allocation.getPort());
             }
         } finally {
