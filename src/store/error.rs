@@ -47,6 +47,12 @@ impl StoreError {
         Self::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
     }
 
+    /// The database answers, and takes no writes.
+    #[must_use]
+    pub fn read_only() -> Self {
+        Self::Unavailable(sqlx::Error::Protocol("the database is read-only".to_owned()))
+    }
+
     /// Whether the same may succeed a moment later.
     #[must_use]
     pub fn may_pass(&self) -> bool {

@@ -157,15 +157,24 @@ impl Store {
         }
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers, and takes what is written.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let mut conn = self.health.acquire().await?;
-        sqlx::query_scalar!(r#"SELECT 1 AS "one!""#).fetch_one(&mut *conn).await?;
-        conn.keep();
+        // A standby says so of every transaction, as does a database that is set to be read alone.
+        let is_read_only = sqlx::query_scalar!(
+            r#"SELECT current_setting('transaction_read_only')::boolean AS "is_read_only!""#
+        )
+        .fetch_one(&mut *conn)
+        .await?;
         *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        if is_read_only {
+            // The connection is not kept: the name may lead to the primary by now, and a setting holds for those that are new.
+            return Err(StoreError::read_only());
+        }
+        conn.keep();
         Ok(())
     }
 

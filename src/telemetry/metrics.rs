@@ -103,7 +103,7 @@ fn describe() {
         Unit::Count,
         "Lines for standard error that were dropped because nobody read those before them"
     );
-    describe_gauge!("allocator_database_up", "Whether the database answers: 1 or 0");
+    describe_gauge!("allocator_database_up", "Whether the database answers and takes writes: 1 or 0");
     describe_gauge!(
         "allocator_database_connections",
         Unit::Count,

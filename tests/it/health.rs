@@ -231,6 +231,33 @@ async fn a_database_that_is_away_is_told_to_every_caller_and_taken_up_when_it_is
     assert_eq!(event.await.unwrap().project_id, "after-the-break");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_takes_no_writes_is_away_until_it_does() {
+    let mut service = TestService::start().await;
+    service.client.register(server("web-1")).await;
+    let mut health = HealthWatch::open(&service.client.channel, "").await;
+    assert_eq!(health.next().await, ServingStatus::Serving);
+    // What stands already may write all the while.
+    let mut sql = service.database.sql.acquire().await.unwrap();
+
+    let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$";
+    sqlx::query(read_only).execute(&mut *sql).await.unwrap();
+    let end_sessions = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                        WHERE datname = current_database() AND application_name = 'resource-allocator'";
+    sqlx::query(end_sessions).execute(&mut *sql).await.unwrap();
+    assert_eq!(health.next().await, ServingStatus::NotServing);
+    let refused = service.client.ensure("hello-world-bot", &[]).await.unwrap_err();
+    assert_eq!(error_info(&refused).0, "DATABASE_UNAVAILABLE", "{refused:?}");
+    // It answers, and that is not enough.
+    let changed = tokio::time::timeout(Duration::from_secs(4), health.0.message()).await;
+    assert!(changed.is_err(), "{changed:?}");
+
+    let read_write = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET default_transaction_read_only', current_database()); END $$";
+    sqlx::query(read_write).execute(&mut *sql).await.unwrap();
+    assert_eq!(health.next().await, ServingStatus::Serving);
+    service.client.ensure("hello-world-bot", &[]).await.unwrap();
+}
+
 /// Every process of a cluster, stopped where it is until this is dropped.
 #[cfg(target_os = "linux")]
 struct Frozen(Vec<Pid>);
