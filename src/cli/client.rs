@@ -10,7 +10,10 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
-use super::{credentials::CredentialArgs, error::CliError};
+use super::{
+    credentials::{CredentialArgs, shown},
+    error::CliError,
+};
 use crate::proto::v1::{
     resource_allocator_client::ResourceAllocatorClient, server_inventory_client::ServerInventoryClient,
 };
@@ -102,9 +105,10 @@ impl Session {
     /// Connects to the service.
     ///
     /// # Errors
-    /// [`CliError::Unreachable`] when nothing answers there within five seconds.
+    /// [`CliError::Unreachable`] when nothing answers there within five seconds, [`CliError::Usage`] when the credentials are not
+    /// for such an endpoint.
     pub async fn connect(args: &ClientArgs) -> Result<Self, CliError> {
-        let authorization = args.credentials.authorization()?;
+        let authorization = args.credentials.authorization(&args.endpoint)?;
         let mut endpoint = Endpoint::from(args.endpoint.clone())
             .user_agent(USER_AGENT)
             .context("setting the user agent")?
@@ -113,11 +117,11 @@ impl Session {
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        if let Some(tls) = args.credentials.tls(args.endpoint.scheme_str())? {
+        if let Some(tls) = args.credentials.tls(&args.endpoint)? {
             endpoint = endpoint.tls_config(tls).context("cannot use the certificates")?;
         }
         let channel = endpoint.connect().await.map_err(|error| CliError::Unreachable {
-            endpoint: args.endpoint.to_string().trim_end_matches('/').to_owned(),
+            endpoint: shown(&args.endpoint),
             cause: innermost(&error),
         })?;
         Ok(Self { channel, output: args.output, timeout: args.timeout, authorization })

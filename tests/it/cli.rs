@@ -100,6 +100,51 @@ fn nowhere() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
+/// Flags, and variables of the environment.
+type Given<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)]);
+
+#[test]
+fn credentials_go_by_tls_or_nowhere() {
+    let folder = folder();
+    let file = folder.path().join("credentials");
+    fs::write(&file, "ra_secret\n").unwrap();
+    let file = file.to_str().unwrap();
+    let call = |endpoint: &str, (flags, variables): Given<'_>| {
+        let mut command = binary();
+        command.args(["health", "--endpoint", endpoint]).args(flags).envs(variables.iter().copied());
+        Done::from(command.output().unwrap())
+    };
+    // Nothing listens at any of them, so a call that is made cannot reach the service.
+    let (here, elsewhere) = (nowhere(), "http://192.0.2.1:1");
+    let token: [Given<'_>; 3] = [
+        (&[], &[("RESOURCE_ALLOCATOR_TOKEN", "ra_secret")]),
+        (&[], &[("RESOURCE_ALLOCATOR_TOKEN_FILE", file)]),
+        (&["--token-file", file], &[]),
+    ];
+    for given in token {
+        let refused = call(elsewhere, given).assert_code(2);
+        assert!(refused.stderr.contains("would go to http://192.0.2.1:1 in clear text"), "{refused:?}");
+        assert!(refused.stderr.contains("name an https:// endpoint"), "{refused:?}");
+        assert!(!refused.stderr.contains("ra_secret"), "{refused:?}");
+        // What goes to this machine itself is on no wire.
+        for endpoint in [&here, &here.replace("127.0.0.1", "localhost"), &here.replace("http", "https")] {
+            call(endpoint, given).assert_code(5);
+        }
+    }
+    let by_variables =
+        [("RESOURCE_ALLOCATOR_CLIENT_CERTIFICATE", file), ("RESOURCE_ALLOCATOR_CLIENT_KEY", file)];
+    let tls: [(Given<'_>, &str); 4] = [
+        ((&["--tls-ca", file], &[]), "--tls-ca"),
+        ((&[], &[("RESOURCE_ALLOCATOR_TLS_CA", file)]), "RESOURCE_ALLOCATOR_TLS_CA"),
+        ((&["--tls-certificate", file, "--tls-key", file], &[]), "--tls-certificate"),
+        ((&[], &by_variables), "RESOURCE_ALLOCATOR_CLIENT_CERTIFICATE"),
+    ];
+    for (given, named) in tls {
+        let refused = call(&here, given).assert_code(2);
+        assert!(refused.stderr.contains(named) && refused.stderr.contains("https://"), "{refused:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_project_is_placed_read_and_given_back() {
     let shell = Shell::with_server().await;
