@@ -20,9 +20,18 @@ use crate::{
 /// How long a request waits for a connection to the database.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// As good as for ever: a thousand years, as humantime counts them. Further on are the ends of clocks, past which nothing can be
+/// added to a time.
+const LONGEST: Duration = Duration::from_hours(1000 * 8766);
+
 /// A duration as people write it: `5m`, `90s`, `1h 30m`.
 fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|error| format!("{error}; write for example `5m` or `90s`"))
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write for example `5m` or `90s`"))?;
+    if duration > LONGEST {
+        return Err("it must be at most 1000 years".to_owned());
+    }
+    Ok(duration)
 }
 
 /// Where the database is. What it holds is not shown: a password may be in it.

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{
     client::{ClientArgs, Session},
+    duration::at_most_a_day,
     error::CliError,
     output::{self, allocations_table},
     request::RequestArgs,
@@ -32,8 +33,8 @@ pub struct EnsureArgs {
     /// Answer what would happen, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Instead of a capacity refusal, wait this long in line for capacity, such as 5m
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// Instead of a capacity refusal, wait this long in line for capacity, such as 5m, at most 24h
+    #[arg(long, value_name = "DURATION", value_parser = at_most_a_day)]
     wait: Option<Duration>,
     /// A lease: the placement ends by itself after this time, such as 2h, unless it is ensured again; 0s has it stay for good
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]

@@ -12,6 +12,7 @@ use tonic::{
 
 use super::{
     credentials::{CredentialArgs, shown},
+    duration::at_most_a_day,
     error::CliError,
 };
 use crate::proto::v1::{
@@ -49,8 +50,8 @@ pub struct ClientArgs {
         env = "RESOURCE_ALLOCATOR_ENDPOINT", default_value = DEFAULT_ENDPOINT,
     )]
     pub endpoint: Uri,
-    /// How long to wait for an answer, such as 30s or 2m; watches are not limited
-    #[arg(long, global = true, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    /// How long to wait for an answer, such as 30s or 2m, at most 24h; watches are not limited
+    #[arg(long, global = true, value_name = "DURATION", value_parser = at_most_a_day, default_value = "30s")]
     pub timeout: Duration,
     /// How to print the answer on standard output, and an error on standard error
     #[arg(long, short, global = true, value_name = "FORMAT", value_enum, default_value_t = OutputFormat::Text)]

@@ -9,6 +9,7 @@ mod audit;
 mod client;
 mod completions;
 mod credentials;
+mod duration;
 mod error;
 mod find;
 mod health;
@@ -260,6 +261,38 @@ mod tests {
             "resource-allocator servers set web-1 colour=red",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_duration_that_no_clock_can_add_is_wrong_usage() {
+        let sync = "resource-allocator servers sync --source rack --from node-exporter http://a:1";
+        // The longest that humantime reads: more seconds than an `i64` counts.
+        let longest = "500000000000y";
+        for (line, bound) in [
+            ("resource-allocator list --timeout", "24h"),
+            ("resource-allocator ensure shop --wait", "24h"),
+            (&format!("{sync} --interval"), "24h"),
+            (&format!("{sync} --scrape-timeout"), "24h"),
+            ("resource-allocator serve --keepalive-interval", "1000 years"),
+            ("resource-allocator serve --keepalive-timeout", "1000 years"),
+            ("resource-allocator serve --max-connection-age", "1000 years"),
+            ("resource-allocator serve --max-connection-age-grace", "1000 years"),
+            ("resource-allocator serve --tls-handshake-timeout", "1000 years"),
+            ("resource-allocator serve --drain-timeout", "1000 years"),
+            ("resource-allocator serve --watch-stall-limit", "1000 years"),
+            ("resource-allocator serve --event-max-age", "1000 years"),
+            ("resource-allocator serve --usage-max-age", "1000 years"),
+            ("resource-allocator serve --port-rest", "1000 years"),
+            ("resource-allocator serve --port-set-aside", "1000 years"),
+        ] {
+            for duration in ["12000y", longest] {
+                let error = parse(&format!("{line} {duration}")).unwrap_err();
+                assert_eq!(error.exit_code(), 2, "{line}");
+                assert!(error.to_string().contains(&format!("must be at most {bound}")), "{line}: {error}");
+            }
+            let most = if bound == "24h" { "24h" } else { "1000y" };
+            assert!(parse(&format!("{line} {most}")).is_ok(), "{line}");
         }
     }
 }

@@ -19,6 +19,7 @@ use tonic_types::StatusExt as _;
 
 use super::{
     client::{ClientArgs, OutputFormat, Session},
+    duration::at_most_a_day,
     error::{CliError, EXIT_DONE, EXIT_FAILURE},
     node_exporter::Scraper,
     node_list::{NodeList, node_list},
@@ -52,7 +53,7 @@ pub struct ObserveArgs {
     disk_mountpoint: String,
     /// How long an exporter may take for its answer, such as 10s; the others' reports wait for it
     #[arg(
-        long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s", requires = "from",
+        long, value_name = "DURATION", value_parser = at_most_a_day, default_value = "10s", requires = "from",
     )]
     scrape_timeout: Duration,
     /// Where projects on this server are reached, if not at the host of its exporter's URL; repeat it for more
@@ -61,7 +62,7 @@ pub struct ObserveArgs {
 }
 
 fn parse_interval(text: &str) -> Result<Duration, String> {
-    let interval = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let interval = at_most_a_day(text)?;
     if interval < SHORTEST_INTERVAL {
         return Err(format!("it must be at least {}", humantime::format_duration(SHORTEST_INTERVAL)));
     }
