@@ -6,7 +6,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::env;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, Metadata, Permissions};
 use std::hash::{Hash, Hasher};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -51,8 +51,19 @@ pub(super) fn find_running(folders: &Folders, launcher: &Launcher) -> Option<Pat
     candidates.extend(elsewhere(folders, launcher));
     candidates.into_iter().find(|folder| {
         let socket = socket_path(folder);
-        fits(&socket) && UnixStream::connect(socket).is_ok()
+        fits(&socket) && is_private(folder, launcher) && UnixStream::connect(socket).is_ok()
     })
+}
+
+/// Whether nobody but us, or the user that Postgres runs as, can have put anything into a folder. In a shared temporary folder
+/// anybody may have taken the name, with a socket of their own in it.
+fn is_private(folder: &Path, launcher: &Launcher) -> bool {
+    fs::symlink_metadata(folder).is_ok_and(|found| is_ours(&found, launcher) && found.mode() & 0o777 == 0o700)
+}
+
+/// Whether something is a folder, no link to one, and its owner is us or the user that Postgres runs as.
+fn is_ours(found: &Metadata, launcher: &Launcher) -> bool {
+    found.is_dir() && (found.uid() == launcher.uid() || found.uid() == geteuid().as_raw())
 }
 
 fn fits(socket: &Path) -> bool {
@@ -84,9 +95,7 @@ pub(super) fn prepare(folder: &Path, launcher: &Launcher) -> io::Result<()> {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             // In a shared temporary folder anybody may have taken the name, even by a link.
-            let found = fs::symlink_metadata(folder)?;
-            let ours = found.uid() == launcher.uid() || found.uid() == geteuid().as_raw();
-            if !found.is_dir() || !ours {
+            if !is_ours(&fs::symlink_metadata(folder)?, launcher) {
                 return Err(io::Error::new(ErrorKind::PermissionDenied, "it belongs to somebody else"));
             }
         }

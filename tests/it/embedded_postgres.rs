@@ -1,7 +1,10 @@
 //! The embedded Postgres against the real one: what it survives, and what it says when it cannot.
 
+use std::env;
 use std::fs::{self, OpenOptions, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +12,7 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use resource_allocator::postgres::{Cluster, DATABASE, Error, Options};
+use resource_allocator::postgres::{Cluster, DATABASE, Error, Options, running_url};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
@@ -350,6 +353,42 @@ fn a_path_too_long_for_a_socket_gets_its_socket_elsewhere() {
     assert_eq!(ask(&cluster, "SELECT 'reached'::text"), "reached");
     cluster.stop().unwrap();
     assert!(!socket_dir.exists(), "removed with the cluster");
+}
+
+#[test]
+fn a_socket_that_others_may_have_put_there_is_not_taken_for_ours() {
+    // A cluster that nobody runs, whose socket is looked for in the temporary folder too.
+    let data_dir = folder();
+    fs::create_dir(data_dir.path().join("postgres")).unwrap();
+    let mut hasher = DefaultHasher::new();
+    data_dir.path().hash(&mut hasher);
+    let planted = env::temp_dir().join(format!("resource-allocator-{:016x}", hasher.finish()));
+    fs::create_dir(&planted).unwrap();
+    let listener = UnixListener::bind(planted.join(".s.PGSQL.5432")).unwrap();
+    let found = || running_url(data_dir.path(), DATABASE).is_some();
+
+    let by_mode = [0o700, 0o710, 0o755, 0o777].map(|mode| {
+        fs::set_permissions(&planted, Permissions::from_mode(mode)).unwrap();
+        (mode, found())
+    });
+    fs::set_permissions(&planted, Permissions::from_mode(0o700)).unwrap();
+    let elsewhere = data_dir.path().join("elsewhere");
+    fs::rename(&planted, &elsewhere).unwrap();
+    symlink(&elsewhere, &planted).unwrap();
+    let by_link = found();
+    fs::remove_file(&planted).unwrap();
+    fs::rename(&elsewhere, &planted).unwrap();
+    // Root alone can give something away.
+    let of_another = geteuid().is_root() && {
+        chown(&planted, Some(54321), None).unwrap();
+        found()
+    };
+    drop(listener);
+    fs::remove_dir_all(&planted).unwrap();
+
+    assert_eq!(by_mode, [(0o700, true), (0o710, false), (0o755, false), (0o777, false)]);
+    assert!(!by_link, "a link");
+    assert!(!of_another, "another user's");
 }
 
 #[test]
