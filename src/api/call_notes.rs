@@ -60,10 +60,9 @@ pub fn note_refusal(code: &'static str, reason: &'static str, disposition: Dispo
 pub fn write(response: &Response<Body>, duration: Duration, is_ours: bool) {
     let CallNotes { project_id, outcome, reason, told, .. } =
         NOTES.try_with(RefCell::take).unwrap_or_default();
-    let code = code_of(response.headers());
+    let code = code_of(response);
     let http_status = response.status().as_u16();
-    let is_ok = is_ok(response.headers()) && http_status < 400;
-    let outcome = outcome.unwrap_or(if is_ok { "ok" } else { "failed" });
+    let outcome = outcome.unwrap_or(if is_ok(response) { "ok" } else { "failed" });
     let duration_us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     if is_ours {
         tracing::info!(code, http_status, project_id, outcome, reason, told, duration_us, "answered");

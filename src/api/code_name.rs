@@ -1,6 +1,9 @@
 //! The names of gRPC's status codes, for people and for figures.
 
-use tonic::{Code, codegen::http::HeaderMap};
+use tonic::{
+    Code,
+    codegen::http::{HeaderMap, Response, StatusCode},
+};
 
 /// The code's name as the contract and other gRPC tools write it.
 #[must_use]
@@ -26,16 +29,16 @@ pub fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// Whether an answer's headers tell of no error.
+/// Whether an answer tells of no error.
 #[must_use]
-pub fn is_ok(headers: &HeaderMap) -> bool {
-    code(headers) == Code::Ok
+pub fn is_ok<B>(response: &Response<B>) -> bool {
+    code(response) == Code::Ok
 }
 
 /// The code's number, and whether it says that the service is at fault and not its caller.
 #[must_use]
 pub fn number_of(headers: &HeaderMap) -> (i64, bool) {
-    let code = code(headers);
+    let code = told(headers).unwrap_or(Code::Ok);
     let is_our_fault = matches!(
         code,
         Code::Unknown
@@ -48,13 +51,71 @@ pub fn number_of(headers: &HeaderMap) -> (i64, bool) {
     (i32::from(code).into(), is_our_fault)
 }
 
-/// The name of the code that an answer's headers tell. A call that succeeds tells it in trailers; one that fails before its first
-/// message has headers alone.
+/// The name of the code that an answer tells. A call that succeeds tells it in trailers; one that fails before its first message
+/// has headers alone.
 #[must_use]
-pub fn code_of(headers: &HeaderMap) -> &'static str {
-    code_name(code(headers))
+pub fn code_of<B>(response: &Response<B>) -> &'static str {
+    code_name(code(response))
 }
 
-fn code(headers: &HeaderMap) -> Code {
-    headers.get("grpc-status").map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
+fn code<B>(response: &Response<B>) -> Code {
+    told(response.headers()).unwrap_or_else(|| code_of_http(response.status()))
+}
+
+fn told(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
+}
+
+/// The code that an HTTP status stands for where it was no gRPC that was answered. Our refusals go by `google/rpc/code.proto`, and
+/// this is the way back. gRPC's own table is for clients that meet a stranger's answer: there a malformed request is `INTERNAL`, and
+/// whoever asks for the wrong thing would look like a service that fails.
+fn code_of_http(status: StatusCode) -> Code {
+    match status.as_u16() {
+        ..400 => Code::Ok,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::NotFound,
+        405 | 501 => Code::Unimplemented,
+        409 => Code::Aborted,
+        429 => Code::ResourceExhausted,
+        499 => Code::Cancelled,
+        400..500 => Code::InvalidArgument,
+        500 => Code::Internal,
+        502 | 503 => Code::Unavailable,
+        504 => Code::DeadlineExceeded,
+        _ => Code::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::codegen::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn an_answer_without_a_code_of_grpc_is_counted_by_its_http_status() {
+        for (status, code) in [
+            (200, "OK"),
+            (304, "OK"),
+            (400, "INVALID_ARGUMENT"),
+            (401, "UNAUTHENTICATED"),
+            (403, "PERMISSION_DENIED"),
+            (404, "NOT_FOUND"),
+            (405, "UNIMPLEMENTED"),
+            (415, "INVALID_ARGUMENT"),
+            (429, "RESOURCE_EXHAUSTED"),
+            (500, "INTERNAL"),
+            (503, "UNAVAILABLE"),
+            (504, "DEADLINE_EXCEEDED"),
+            (599, "UNKNOWN"),
+        ] {
+            let mut response = Response::new(());
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            assert_eq!((code_of(&response), is_ok(&response)), (code, code == "OK"), "{status}");
+            // What gRPC says counts.
+            response.headers_mut().insert("grpc-status", HeaderValue::from_static("5"));
+            assert_eq!(code_of(&response), "NOT_FOUND");
+        }
+    }
 }

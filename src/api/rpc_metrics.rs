@@ -37,7 +37,7 @@ pub fn find(path: &str) -> Option<Method> {
 /// Counts an answer to a call of a method.
 pub fn count(Method { service, method }: Method, response: &Response<Body>, duration: Duration) {
     metrics::counter!("allocator_rpc_requests_total",
-        "service" => service, "method" => method, "code" => code_of(response.headers()))
+        "service" => service, "method" => method, "code" => code_of(response))
     .increment(1);
     metrics::histogram!("allocator_rpc_duration_seconds", "service" => service, "method" => method)
         .record(duration);

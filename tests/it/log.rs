@@ -91,6 +91,25 @@ async fn a_line_says_who_called_where_the_service_knows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_line_of_what_is_answered_in_json_has_the_code_too() {
+    let database = TestDatabase::create().await;
+    let service = Process::start_on(database.url(), &["--log-format", "json"]);
+    let http = reqwest::Client::new();
+    let list = "/resourceallocator.v1.ResourceAllocator/ListAllocations";
+    for (id, path, status, code, reason) in [
+        ("good", "/api/allocations/?project_id=shop", 200, "OK", Value::Null),
+        ("bad", "/api/allocations/?project_id=no%20good", 400, "INVALID_ARGUMENT", "INVALID_REQUEST".into()),
+        ("no-call", list, 415, "INVALID_ARGUMENT", "INVALID_REQUEST".into()),
+    ] {
+        let url = format!("{}{path}", service.endpoint());
+        assert_eq!(http.get(url).header("x-request-id", id).send().await.unwrap().status(), status, "{id}");
+        let line = line(&service, id);
+        assert_eq!(line["http_status"], status, "{line}");
+        assert_eq!((&line["code"], &line["reason"]), (&Value::from(code), &reason), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_levels_of_the_log_change_while_the_service_runs() {
     let database = TestDatabase::create().await;
     let folder = folder();

@@ -144,6 +144,31 @@ async fn figures_are_behind_the_same_gate() {
     assert_eq!(reqwest::get(&other).await.unwrap().status(), 401);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_refused_as_json_on_the_path_of_a_call_is_counted_as_refused() {
+    let folder = folder();
+    let mut file = CredentialFile::new();
+    let token = file.token("prometheus", "viewer", "");
+    let (process, url) = start_with(folder.path(), &["--auth-tokens", file.path().to_str().unwrap()]).await;
+    let path = |method| format!("{}/resourceallocator.v1.ResourceAllocator/{method}", process.endpoint());
+    let http = reqwest::Client::new();
+    let unknown = http.post(path("ListAllocations")).send().await.unwrap();
+    assert_eq!(unknown.status(), 401);
+    let no_call = http.post(path("ListAllocations")).bearer_auth(&token).body("{}").send().await.unwrap();
+    assert_eq!(no_call.status(), 415);
+    let too_little = http.post(path("EnsureAllocation")).bearer_auth(&token).send().await.unwrap();
+    assert_eq!(too_little.status(), 403);
+    let text = http.get(&url).bearer_auth(&token).send().await.unwrap().text().await.unwrap();
+    let told = |method, code| {
+        let labels = format!(r#"service="ResourceAllocator",method="{method}",code="{code}""#);
+        value(&text, &format!("allocator_rpc_requests_total{{{labels}}}"))
+    };
+    assert_eq!(told("ListAllocations", "UNAUTHENTICATED"), Some(1.0), "{text}");
+    assert_eq!(told("ListAllocations", "INVALID_ARGUMENT"), Some(1.0), "{text}");
+    assert_eq!(told("EnsureAllocation", "PERMISSION_DENIED"), Some(1.0), "{text}");
+    assert_eq!((told("ListAllocations", "OK"), told("EnsureAllocation", "OK")), (None, None), "{text}");
+}
+
 /// What the dashboard and the alerts ask for is there, whether it happened yet or not.
 #[tokio::test(flavor = "multi_thread")]
 async fn dashboard_and_alerts_ask_for_figures_that_there_are() {
