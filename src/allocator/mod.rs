@@ -202,7 +202,7 @@ impl Allocator {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
         let items = allocations::list(&mut snapshot, filter, page_size + 1).await?;
-        Ok(Listed::of(items, page_size, pool.last_sequence))
+        Ok(Listed::of(items, page_size, &pool))
     }
 
     /// Ranks the servers for a project that is not placed, and says why each other is left out.
@@ -330,7 +330,7 @@ impl Allocator {
         let mut snapshot = self.store.begin_snapshot().await?;
         let pool = pools::find(&mut snapshot).await?;
         let items = servers::list(&mut snapshot, &pool.policy, filter, page_size + 1).await?;
-        Ok(Listed::of(items, page_size, pool.last_sequence))
+        Ok(Listed::of(items, page_size, &pool))
     }
 
     /// The fleet with all that was committed before the call, and where the pool then stood. It does not change while the

@@ -59,7 +59,7 @@ impl Allocator {
         let names: Vec<_> = items.iter().map(|record| record.waiter.project_id.to_string()).collect();
         let mut held = placements::list_projects(&mut snapshot, &names).await?;
         drop(snapshot);
-        let mut listed = Listed::of(items, page_size, pool.last_sequence);
+        let mut listed = Listed::of(items, page_size, &pool);
         let (replica, pool) = self.fleet().await?;
         let context = self.options.context(pool.now);
         let reasons = Reasons::of(replica.fleet(), &context);

@@ -94,12 +94,14 @@ impl Api {
         let filter = fields.finish(Some(filter))?;
         let listed = self.allocator.list_allocations(&filter, page_size).await?;
         // Whoever watches after the last page must not miss what happened while the pages were read.
-        let sequence = token.map_or(listed.sequence, |token| token.sequence);
+        let (epoch, sequence) =
+            token.map_or((listed.epoch, listed.sequence), |token| (token.epoch, token.sequence));
         let next_page_token = match listed.items.last() {
             Some(AllocationRecord { project_id, allocation, .. }) if listed.more => {
                 self.tokens.seal(&PageToken {
                     filter: filter_key,
                     after: vec![project_id.to_string(), allocation.module.to_string()],
+                    epoch,
                     sequence,
                 })
             }
@@ -116,7 +118,7 @@ impl Api {
         Ok(v1::ListAllocationsResponse {
             allocations: allocations.collect(),
             next_page_token,
-            resume_token: self.resume_token(sequence),
+            resume_token: self.resume_token_of_list(epoch, sequence),
         })
     }
 

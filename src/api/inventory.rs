@@ -83,6 +83,7 @@ impl Api {
             Some(record) if listed.more => self.tokens.seal(&PageToken {
                 filter: filter_key,
                 after: vec![record.row.state.server.handle.to_string()],
+                epoch: listed.epoch,
                 sequence: listed.sequence,
             }),
             _ => String::new(),

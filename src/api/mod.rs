@@ -77,6 +77,12 @@ impl Api {
         self.hub.epoch().unwrap_or(self.epoch)
     }
 
+    /// Where a watch goes on after a list whose first page was as of a point of the log. Where that is another history by now, the
+    /// watch is told so: what happened since the first page is not in it.
+    fn resume_token_of_list(&self, epoch: Uuid, sequence: i64) -> String {
+        self.tokens.seal(&ResumeToken { epoch, sequence })
+    }
+
     fn resume_token(&self, sequence: i64) -> String {
         self.tokens.seal(&ResumeToken { epoch: self.epoch(), sequence })
     }

@@ -63,6 +63,9 @@ pub struct PageToken {
     /// The key of the last item.
     #[serde(rename = "a")]
     pub after: Vec<String>,
+    /// The history of the log that the first page was of; nil in a token of a replica that knew of none, and no log is of that.
+    #[serde(rename = "e", default)]
+    pub epoch: Uuid,
     /// The number of the newest event that the first page included.
     #[serde(rename = "s")]
     pub sequence: i64,
@@ -147,6 +150,14 @@ impl Tokens {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_page_token_without_a_history_goes_on_and_is_of_none() {
+        let page = PageToken::from_bytes(br#"{"f":"x","a":["shop","web"],"s":7}"#).unwrap();
+        let after = vec!["shop".to_owned(), "web".to_owned()];
+        assert_eq!(page, PageToken { filter: "x".to_owned(), after, epoch: Uuid::nil(), sequence: 7 });
+        assert_eq!(PageToken::from_bytes(&page.to_bytes()), Some(page));
+    }
+
     fn token() -> ResumeToken {
         ResumeToken { epoch: Uuid::from_u128(7), sequence: 42 }
     }
@@ -168,7 +179,8 @@ mod tests {
             assert_eq!(tokens.open::<ResumeToken>(&forged), Err(ForgedToken), "{forged}");
         }
         assert_eq!(Tokens::new(&[2; 32]).open::<ResumeToken>(&sealed), Err(ForgedToken));
-        let page = tokens.seal(&PageToken { filter: String::new(), after: vec![], sequence: 1 });
+        let page =
+            tokens.seal(&PageToken { filter: String::new(), after: vec![], epoch: Uuid::nil(), sequence: 1 });
         assert_eq!(tokens.open::<ResumeToken>(&page), Err(ForgedToken));
         for garbage in ["", "x", "🙂", "AAAA", &"A".repeat(5000)] {
             assert_eq!(tokens.open::<ResumeToken>(garbage), Err(ForgedToken));

@@ -18,11 +18,13 @@ impl Api {
         let (project_id, token) = fields.finish(Some((project_id, token)))?;
         let after = token.as_ref().and_then(|token| token.after.first()?.parse().ok()).unwrap_or(0);
         let (listed, kept) = self.allocator.list_waiting(project_id.as_ref(), after, page_size).await?;
-        let sequence = token.map_or(listed.sequence, |token| token.sequence);
+        let (epoch, sequence) =
+            token.map_or((listed.epoch, listed.sequence), |token| (token.epoch, token.sequence));
         let next_page_token = match listed.items.last() {
             Some(record) if listed.more => self.tokens.seal(&PageToken {
                 filter: filter_key,
                 after: vec![record.waiter.arrival.to_string()],
+                epoch,
                 sequence,
             }),
             _ => String::new(),
@@ -34,7 +36,7 @@ impl Api {
         Ok(v1::ListWaitingResponse {
             waiters: waiters.collect(),
             next_page_token,
-            resume_token: self.resume_token(sequence),
+            resume_token: self.resume_token_of_list(epoch, sequence),
         })
     }
 }

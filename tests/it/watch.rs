@@ -14,7 +14,11 @@ use sqlx::{Connection as _, PgPool};
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use uuid::Uuid;
 
-use crate::support::{Client, TestDatabase, TestService, error_info, server, violations};
+use crate::support::{
+    Client, TestDatabase, TestService, error_info,
+    requests::{module, ram, request},
+    server, violations,
+};
 
 /// Far above what anything here takes: a bound for a hang, not an expectation.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -578,6 +582,63 @@ async fn a_token_of_another_history_is_told_so_and_a_new_list_works() {
     assert_eq!(watch.event().await.project_id, "two");
     let answered = client.ensure("one", &[]).await.unwrap().resume_token;
     Watch::open(client, after(&answered)).await.bookmark().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_began_in_another_history_ends_with_a_token_of_that_one() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    client.register(server("web-1")).await;
+    let all = || v1::EnsureAllocationRequest { resources: ram(8192), ..request("holder") };
+    let two = vec![module("backend"), module("frontend")];
+    client.place(v1::EnsureAllocationRequest { modules: two, ..all() }).await.unwrap();
+    for project_id in ["first", "second"] {
+        let wait_for_capacity = Some(PATIENCE.into());
+        let waits =
+            v1::EnsureAllocationRequest { project_id: project_id.to_owned(), wait_for_capacity, ..all() };
+        let mut client = client.clone();
+        tokio::spawn(async move { client.place(waits).await });
+    }
+    let in_line = |page_size| v1::ListWaitingRequest { page_size, ..Default::default() };
+    let line = async {
+        loop {
+            let page = client.allocator.clone().list_waiting(in_line(1)).await.unwrap().into_inner();
+            if !page.next_page_token.is_empty() {
+                return page;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let line = tokio::time::timeout(PATIENCE, line).await.expect("both stand in line");
+    let pages = |page_size| v1::ListAllocationsRequest { page_size, ..Default::default() };
+    let first = client.list(pages(1)).await.unwrap();
+
+    sqlx::query("UPDATE pools SET epoch = gen_random_uuid()").execute(&service.database.sql).await.unwrap();
+    let renewed = async {
+        loop {
+            let token = client.clone().placement("holder").await.unwrap().resume_token;
+            if Watch::try_open(client, after(&token)).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, renewed).await.expect("the service learns of the new history");
+
+    // What came after the first page is not in the new history, whatever its numbers are.
+    let page_token = first.next_page_token;
+    let rest = client.list(v1::ListAllocationsRequest { page_token, ..pages(1) }).await.unwrap();
+    assert_eq!(rest.allocations[0].module, "frontend");
+    assert_log_restarted(&Watch::try_open(client, after(&rest.resume_token)).await.err().unwrap());
+    let page_token = line.next_page_token;
+    let rest = v1::ListWaitingRequest { page_token, ..in_line(1) };
+    let rest = client.allocator.list_waiting(rest).await.unwrap().into_inner();
+    assert_log_restarted(&Watch::try_open(client, after(&rest.resume_token)).await.err().unwrap());
+    // A list that begins now is of the new one.
+    let token = client.list(pages(1)).await.unwrap().resume_token;
+    Watch::open(client, after(&token)).await.bookmark().await;
+    let token = client.allocator.list_waiting(in_line(1)).await.unwrap().into_inner().resume_token;
+    Watch::open(client, after(&token)).await.bookmark().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
