@@ -329,7 +329,7 @@ impl Health {
     }
 }
 
-/// SERVING only while the database answers.
+/// SERVING only while the database answers and takes writes.
 async fn watch_health(store: Store, health: Health) {
     let mut was = Readiness::Ready;
     loop {

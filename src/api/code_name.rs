@@ -2,7 +2,7 @@
 
 use tonic::{
     Code,
-    codegen::http::{HeaderMap, Response, StatusCode},
+    codegen::http::{Response, StatusCode},
 };
 
 /// The code's name as the contract and other gRPC tools write it.
@@ -37,8 +37,8 @@ pub fn is_ok<B>(response: &Response<B>) -> bool {
 
 /// The code's number, and whether it says that the service is at fault and not its caller.
 #[must_use]
-pub fn number_of(headers: &HeaderMap) -> (i64, bool) {
-    let code = told(headers).unwrap_or(Code::Ok);
+pub fn number_of<B>(response: &Response<B>) -> (i64, bool) {
+    let code = code(response);
     let is_our_fault = matches!(
         code,
         Code::Unknown
@@ -59,11 +59,8 @@ pub fn code_of<B>(response: &Response<B>) -> &'static str {
 }
 
 fn code<B>(response: &Response<B>) -> Code {
-    told(response.headers()).unwrap_or_else(|| code_of_http(response.status()))
-}
-
-fn told(headers: &HeaderMap) -> Option<Code> {
-    headers.get("grpc-status").map(|code| Code::from_bytes(code.as_bytes()))
+    let told = response.headers().get("grpc-status");
+    told.map_or_else(|| code_of_http(response.status()), |code| Code::from_bytes(code.as_bytes()))
 }
 
 /// The code that an HTTP status stands for where it was no gRPC that was answered. Our refusals go by `google/rpc/code.proto`, and

@@ -109,7 +109,7 @@ where
                 rpc_metrics::count(method, &response, duration);
             }
             if !trace.is_disabled() {
-                let (code, is_our_fault) = code_name::number_of(response.headers());
+                let (code, is_our_fault) = code_name::number_of(&response);
                 traced::end(&trace, code, is_our_fault);
             }
             call_notes::write(&response, duration, is_ours);

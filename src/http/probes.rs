@@ -20,7 +20,7 @@ use crate::{
 pub enum Readiness {
     /// It serves.
     Ready,
-    /// Its database does not answer.
+    /// Its database does not answer, or takes no writes.
     DatabaseUnavailable,
     /// It was told to stop.
     ShuttingDown,
