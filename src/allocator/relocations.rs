@@ -63,13 +63,15 @@ impl Page {
     fn add(&mut self, id: ProjectId, answer: Result<RelocateAnswer, Error>) {
         if answer.as_ref().is_ok_and(|answer| answer.from_server_handle.is_some()) {
             self.moved.push((id, answer));
-        } else if self.stay.len() < self.limit {
-            self.stay.push((id, answer));
+        } else {
+            // The first by their ids, in whatever order the answers come.
+            let place = self.stay.partition_point(|(other, _)| *other < id);
+            self.stay.insert(place, (id, answer));
+            self.stay.truncate(self.limit);
         }
     }
 
     fn finish(mut self) -> Vec<(ProjectId, Result<RelocateAnswer, Error>)> {
-        self.stay.sort_by(|(a, _), (b, _)| a.cmp(b));
         self.stay.truncate(self.room());
         self.moved.append(&mut self.stay);
         self.moved.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -223,5 +225,21 @@ impl Allocator {
     async fn projects_on(&self, handle: &ServerHandle) -> Result<Vec<ProjectId>, Error> {
         let mut conn = self.store.acquire().await?;
         Ok(placements::list_on_server(&mut conn, handle).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::testing::project;
+
+    #[test]
+    fn those_that_stay_are_the_first_by_their_ids_in_whatever_order_they_are_answered() {
+        let mut page = Page::new(2);
+        for name in ["p3", "p1", "p2", "p0"] {
+            page.add(project(name), Err(Error::ShuttingDown));
+        }
+        let told: Vec<_> = page.finish().into_iter().map(|(id, _)| id.to_string()).collect();
+        assert_eq!(told, ["p0", "p1"]);
     }
 }
