@@ -329,17 +329,8 @@ fn give_back(
             line::leave(journal, fleet, project_id, *caller);
             Some(Answer::Done)
         }
-        Request::Ensure(_)
-        | Request::Wait(_)
-        | Request::Relocate(_)
-        | Request::ReportPortInUse(_)
-        | Request::RegisterServer { .. }
-        | Request::UpdateServer { .. }
-        | Request::DeleteServer { .. }
-        | Request::SyncServers(_)
-        | Request::ReportUsage { .. }
-        | Request::UpdatePolicy(_)
-        | Request::Housekeep => None,
+        // `write` names them where it decides them.
+        _ => None,
     }
 }
 

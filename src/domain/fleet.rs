@@ -317,7 +317,7 @@ impl Fleet {
                     }
                 });
                 if let Some(project) = &entry.project_id {
-                    self.refusals.set(project.clone(), Vec::new());
+                    self.refusals.forget(project);
                 }
             }
             (Operation::Released(released), Some(handle)) => {

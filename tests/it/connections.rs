@@ -104,16 +104,21 @@ fn cancel_without_end(address: &str) -> (u32, u32) {
         }
     }
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    (goaway(&read_until(&mut stream, |_| false)).unwrap_or_default(), sent)
+}
+
+/// What comes until it is enough, the connection ends, or nothing comes for as long as a read may take.
+fn read_until(stream: &mut TcpStream, is_enough: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let mut answer = Vec::new();
     let mut part = [0; 4096];
-    loop {
+    while !is_enough(&answer) {
         match stream.read(&mut part) {
             Ok(length @ 1..) => answer.extend(&part[..length]),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => break,
         }
     }
-    (goaway(&answer).unwrap_or_default(), sent)
+    answer
 }
 
 /// The code by which a client of HTTP/2 that makes no call is told to make another connection.
@@ -121,18 +126,7 @@ pub fn listen_for_goaway(address: &str) -> Option<u32> {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(PREFACE).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut answer = Vec::new();
-    let mut part = [0; 4096];
-    loop {
-        match stream.read(&mut part) {
-            Ok(length @ 1..) => answer.extend(&part[..length]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Ok(0) | Err(_) => return goaway(&answer),
-        }
-        if let Some(code) = goaway(&answer) {
-            return Some(code);
-        }
-    }
+    goaway(&read_until(&mut stream, |answer| goaway(answer).is_some()))
 }
 
 /// The code of the frame that ends a connection.

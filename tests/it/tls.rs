@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, process::Output, sync::Arc, time::Duration};
 
-use resource_allocator::{listener::ListenerOptions, proto::v1};
+use resource_allocator::{listener::ListenerOptions, proto::v1, server::RunningServer, shutdown::Shutdown};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -171,19 +171,26 @@ async fn certificates_are_exchanged_under_an_open_watch() {
     tokio::time::timeout(PATIENCE, completed).await.expect("no event came");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_is_silent_in_the_handshake_is_sent_away_and_holds_up_nobody_for_long() {
-    let ours = Authority::new("ours");
+/// A service that takes two handshakes at a time, each for so long.
+async fn two_handshakes_at_a_time(
+    ours: &Authority,
+    database: &TestDatabase,
+    handshake_timeout: Duration,
+) -> (CertificateFolder, RunningServer, Shutdown) {
     let folder = CertificateFolder::of(&ours.service());
     let mut builder = TestService::builder();
     builder.tls = Some(folder.files(None));
-    builder.listener = ListenerOptions {
-        max_handshakes: 2,
-        handshake_timeout: Duration::from_millis(200),
-        ..ListenerOptions::default()
-    };
+    builder.listener = ListenerOptions { max_handshakes: 2, handshake_timeout, ..ListenerOptions::default() };
+    let (running, shutdown) = builder.serve(database.connect_options()).await;
+    (folder, running, shutdown)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_silent_in_the_handshake_is_sent_away_and_holds_up_nobody_for_long() {
+    let ours = Authority::new("ours");
     let database = TestDatabase::create().await;
-    let (running, _shutdown) = builder.serve(database.connect_options()).await;
+    let (_folder, running, _shutdown) =
+        two_handshakes_at_a_time(&ours, &database, Duration::from_millis(200)).await;
     let mut silent = Vec::new();
     for _ in 0..4 {
         silent.push(TcpStream::connect(running.address).await.unwrap());
@@ -199,16 +206,9 @@ async fn who_is_silent_in_the_handshake_is_sent_away_and_holds_up_nobody_for_lon
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_begins_a_handshake_and_does_not_go_on_holds_up_nobody() {
     let ours = Authority::new("ours");
-    let folder = CertificateFolder::of(&ours.service());
-    let mut builder = TestService::builder();
-    builder.tls = Some(folder.files(None));
-    builder.listener = ListenerOptions {
-        max_handshakes: 2,
-        handshake_timeout: Duration::from_mins(10),
-        ..ListenerOptions::default()
-    };
     let database = TestDatabase::create().await;
-    let (running, _shutdown) = builder.serve(database.connect_options()).await;
+    let (_folder, running, _shutdown) =
+        two_handshakes_at_a_time(&ours, &database, Duration::from_mins(10)).await;
     let mut stuck = Vec::new();
     for number in 0..8 {
         let mut stream = TcpStream::connect(running.address).await.unwrap();

@@ -38,10 +38,15 @@ impl ToldRefusals {
         self.0.get(project).cloned().unwrap_or_default()
     }
 
-    /// Has it be this that was told of a project; nothing where it was placed.
+    /// Forgets what was told of a project: it was placed.
+    pub(super) fn forget(&mut self, project: &ProjectId) {
+        self.0.remove(project);
+    }
+
+    /// Has it be this that was told of a project.
     pub(super) fn set(&mut self, project: ProjectId, told: Told) {
         if told.is_empty() {
-            self.0.remove(&project);
+            self.forget(&project);
         } else {
             self.0.insert(project, told);
         }

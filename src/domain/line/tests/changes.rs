@@ -168,10 +168,8 @@ fn a_place_that_was_read_is_looked_at_as_one_that_was_taken() {
     assert_eq!(settle(&mut ledger), [served("first")]);
 }
 
-#[test]
-fn a_port_that_is_free_again_by_the_clock_alone_is_given_to_who_waits_for_it() {
-    let mut ledger = Ledger::of(&[a_server("a").port_range(8000, 8001)]);
-    ledger.ensure(&an_ensure("there").module("web")).unwrap();
+/// The module `web` of the project `there` finds its port in use.
+fn set_aside_8000(ledger: &mut Ledger) {
     let report = PortInUseReport {
         project_id: project("there"),
         module: module("web"),
@@ -180,6 +178,13 @@ fn a_port_that_is_free_again_by_the_clock_alone_is_given_to_who_waits_for_it() {
         detail: String::new(),
     };
     ledger.report_port_in_use(&report).unwrap();
+}
+
+#[test]
+fn a_port_that_is_free_again_by_the_clock_alone_is_given_to_who_waits_for_it() {
+    let mut ledger = Ledger::of(&[a_server("a").port_range(8000, 8001)]);
+    ledger.ensure(&an_ensure("there").module("web")).unwrap();
+    set_aside_8000(&mut ledger);
     assert!(matches!(ledger.wait(&an_ensure("first"), 7200), Waited::Waits));
     settle(&mut ledger);
     assert_eq!(reason_now(&ledger, "first"), Reason::PortsExhausted);
@@ -197,14 +202,7 @@ fn a_port_that_is_free_again_by_the_clock_alone_is_given_to_who_waits_for_it() {
 fn a_port_that_is_free_again_by_the_clock_alone_is_given_to_who_came_for_want_of_room() {
     let mut ledger = Ledger::of(&[a_server("a").ram(1024).port_range(8000, 8001)]);
     ledger.ensure(&an_ensure("there").module("web").ram(1024)).unwrap();
-    let report = PortInUseReport {
-        project_id: project("there"),
-        module: module("web"),
-        port: port(8000),
-        start_port: port(8000),
-        detail: String::new(),
-    };
-    ledger.report_port_in_use(&report).unwrap();
+    set_aside_8000(&mut ledger);
     let two = an_ensure("first").module("a").module("b").ram(1024);
     assert!(matches!(ledger.wait(&two, 7200), Waited::Waits));
     assert_eq!(ledger.fleet.line().get(&project("first")).unwrap().reason, Reason::InsufficientCapacity);
