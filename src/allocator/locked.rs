@@ -22,7 +22,7 @@ use super::{
 use crate::{
     domain::{Fleet, Project, ProjectId, event::ReleaseCause},
     store::{
-        StoreError, WriteTransaction, placements,
+        StoreError, WriteTransaction, abandoned, placements,
         pools::{self, PoolState},
     },
     traced,
@@ -73,6 +73,7 @@ impl Combiner {
             match self.commit_in_time(batch, alone).await {
                 Err(StoreError::Busy(error)) if tries < BUSY_TRIES => {
                     tracing::warn!(tries, error = &error as &dyn std::error::Error, "the database was busy");
+                    self.end_abandoned().await;
                     tokio::time::sleep(Duration::from_millis(50) * tries).await;
                     tries += 1;
                     *batch = wanted(std::mem::take(batch));
@@ -82,6 +83,21 @@ impl Combiner {
                 }
                 result => return result,
             }
+        }
+    }
+
+    /// Takes the pool's row from replicas that nobody hears of any more, where it can be found out.
+    async fn end_abandoned(&self) {
+        let ended = async { abandoned::end(&mut *self.store.acquire().await?).await };
+        match tokio::time::timeout(LIMIT, ended).await.unwrap_or_else(|_| Err(StoreError::silent())) {
+            Ok(0) => {}
+            Ok(ended) => {
+                tracing::warn!(ended, "ended sessions whose replicas were gone in the middle of a batch");
+            }
+            Err(error) => tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "it is not known whether a replica that is gone holds the pool's row"
+            ),
         }
     }
 

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use sqlx::{
-    PgConnection,
+    Executor as _, PgConnection,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
 use uuid::Uuid;
 
-use super::StoreError;
+use super::{KEEP_ALIVE, StoreError};
 
 const CHANNEL: &str = "resource_allocator_commits";
 
@@ -22,7 +22,10 @@ pub struct HintListener(PgListener);
 impl HintListener {
     /// A connection that listens. No pool has it: what is said to it must reach no statement of another.
     pub(super) async fn connect(options: &PgConnectOptions) -> Result<Self, StoreError> {
-        let own = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_LIMIT);
+        let own = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_LIMIT)
+            .after_connect(|conn, _| Box::pin(async move { conn.execute(KEEP_ALIVE).await.map(drop) }));
         let mut listener = PgListener::connect_with(&own.connect_lazy_with(options.clone())).await?;
         listener.listen(CHANNEL).await?;
         Ok(Self(listener))

@@ -3,6 +3,7 @@
 //! Functions borrow a connection; transactions are begun and committed by the allocator alone: the combiner's by `write`, those
 //! beside it by [`Store::begin_snapshot`], [`Store::begin_load`] and [`Store::begin_upkeep`].
 
+pub mod abandoned;
 mod actors;
 pub mod allocations;
 pub mod batches;
@@ -40,15 +41,32 @@ pub use self::{
 };
 use self::{hints::HintListener, own::Own};
 
+/// What our sessions are called in `pg_stat_activity`.
+const APPLICATION_NAME: &str = "resource-allocator";
+
+/// Postgres asks within half a minute whether a replica's host is still there: what the sessions of one that is gone hold, and
+/// their places among `max_connections`, are then free, where the kernel's own settings take two hours.
+macro_rules! keep_alive {
+    () => {
+        "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+    };
+}
+const KEEP_ALIVE: &str = keep_alive!();
+
 /// Every statement of ours that is run often has its index. A plan that was cached while a table was small, or before its
 /// statistics were gathered, would scan the table all the same, and go on to while it grows.
-const PREFER_INDEXES: &str = "SET enable_seqscan = off";
+macro_rules! prefer_indexes {
+    () => {
+        concat!(keep_alive!(), "; SET enable_seqscan = off")
+    };
+}
+const PREFER_INDEXES: &str = prefer_indexes!();
 
 /// The combiner and the reader run the same few statements over arrays, thousands of times a second: those are planned once, where
 /// Postgres would plan them anew for each length of the arrays.
 macro_rules! plan_once {
     () => {
-        "SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan"
+        concat!(prefer_indexes!(), "; SET plan_cache_mode = force_generic_plan")
     };
 }
 const PLAN_ONCE: &str = plan_once!();
@@ -128,7 +146,7 @@ impl Store {
     pub fn new(options: StoreOptions) -> Self {
         let connect = options
             .connect
-            .application_name("resource-allocator")
+            .application_name(APPLICATION_NAME)
             .log_statements(tracing::log::LevelFilter::Trace)
             .log_slow_statements(tracing::log::LevelFilter::Warn, Duration::from_secs(1));
         let pool = |max_connections, tested, settings: &'static str| {

@@ -16,12 +16,12 @@ use crate::traced;
 
 /// How long a transaction that writes may wait for a lock, run a statement, and sit idle; said of a transaction (`SET LOCAL`) or
 /// of a connection (`SET`). They are the fence: a replica that freezes while it holds the pool's row loses its session, and its
-/// later commit fails.
+/// later commit fails. Whoever waits for the row waits for longer than one that is frozen can have it.
 macro_rules! settings {
     ($set:literal) => {
         concat!(
             $set,
-            " lock_timeout = '10s'; ",
+            " lock_timeout = '6s'; ",
             $set,
             " statement_timeout = '20s'; ",
             $set,

@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::Command};
 
-use resource_allocator::proto::v1;
+use resource_allocator::{proto::v1, store::abandoned};
 use sqlx::{Connection as _, PgConnection, error::DatabaseError};
 
 use crate::support::{
@@ -106,6 +106,8 @@ async fn the_service_does_its_work_as_a_role_that_cannot_change_the_schema_or_re
         let code = refused.as_database_error().and_then(DatabaseError::code).unwrap_or_default().into_owned();
         assert_eq!(code, "42501", "{statement}: {refused}");
     }
+    // It sees what a replica that is gone would hold.
+    assert_eq!(abandoned::end(&mut conn).await.unwrap(), 0);
     // What is left to it is guarded by the schema: a row of the log that comes out of turn is refused.
     let again = "INSERT INTO allocation_events SELECT * FROM allocation_events LIMIT 1";
     sqlx::query(again).execute(&mut conn).await.unwrap_err();

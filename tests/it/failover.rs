@@ -1,5 +1,6 @@
-//! The database's host is gone without a word, and its name leads to another one: no reset tells a connection that nobody answers.
-//! Whatever has a connection to itself gives it up, and has another one within seconds.
+//! A host is gone without a word: no reset tells a connection that nobody answers. Where it is the database's, and its name leads
+//! to another one, whatever has a connection to itself gives it up, and has another one within seconds. Where it is a replica's,
+//! the others take from it what it held.
 
 use std::{
     fmt::Debug,
@@ -15,7 +16,7 @@ use tonic_health::pb::{
 };
 
 use crate::{
-    chaos::proxy::Proxy,
+    chaos::proxy::{Cut, End, Proxy, Step},
     support::{Client, TestDatabase, TestService, process::PATIENCE, requests::request, server},
 };
 
@@ -43,18 +44,22 @@ async fn place_and_read(client: &Client, project_id: &str) {
     insist("find", async || client.clone().allocator.find_server(find()).await).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_host_that_is_gone_without_a_word_is_given_up() {
-    let database = TestDatabase::create().await;
-    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
+/// How a database is reached through a proxy.
+fn through(proxy: &Proxy, database: &TestDatabase) -> PgConnectOptions {
     let options = database.connect_options();
-    let through_proxy = PgConnectOptions::new_without_pgpass()
+    PgConnectOptions::new_without_pgpass()
         .host("127.0.0.1")
         .port(proxy.address.port())
         .username(options.get_username())
         .database(options.get_database().unwrap())
-        .ssl_mode(PgSslMode::Disable);
-    let (_running, mut client, _shutdown) = TestService::builder().start_at(through_proxy).await;
+        .ssl_mode(PgSslMode::Disable)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_host_that_is_gone_without_a_word_is_given_up() {
+    let database = TestDatabase::create().await;
+    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
+    let (_running, mut client, _shutdown) = TestService::builder().start_at(through(&proxy, &database)).await;
     client.register(server("web-1")).await;
     place_and_read(&client, "before").await;
     let watch = v1::WatchAllocationsRequest::default();
@@ -82,4 +87,26 @@ async fn a_database_host_that_is_gone_without_a_word_is_given_up() {
         }
     };
     tokio::time::timeout(PATIENCE, told).await.expect("the watcher is told of what came after");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replicas_host_that_is_gone_in_the_middle_of_a_batch_holds_up_the_others_for_seconds_alone() {
+    let database = TestDatabase::create().await;
+    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
+    let (_first, mut going, _shutdown) = TestService::builder().start_at(through(&proxy, &database)).await;
+    let (_second, staying, _shutdown) = TestService::builder().start_replica(&database).await;
+    going.register(server("web-1")).await;
+    place_and_read(&going, "before").await;
+
+    // Postgres has the whole batch but for the message that ends it: to wait for that is no idleness which it would end.
+    proxy.order(Cut { step: Step::Round(0), end: End::Never });
+    let mut last = going.allocator.clone();
+    let last = tokio::spawn(async move { last.ensure_allocation(request("last")).await });
+    let begun = Instant::now();
+    while proxy.is_ordered() {
+        assert!(begun.elapsed() < PATIENCE, "nothing was written");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    place_and_read(&staying, "after").await;
+    last.abort();
 }

@@ -10,7 +10,7 @@ use super::{
     backends::{self, STEPS},
     bed::{Bed, REPLICAS},
     host::{Clock, Disk},
-    proxy::{Cut, Step},
+    proxy::{Cut, End, Step},
 };
 
 /// How long a cut that was ordered may take to come about.
@@ -61,16 +61,18 @@ pub fn deck(draw: &mut StdRng, host: &Host) -> Vec<Fault> {
     let millis = |draw: &mut StdRng, from, to| Duration::from_millis(draw.random_range(from..to));
     let mut faults = vec![Fault::KillPostgres, Fault::StopPostgres];
     faults.extend(STEPS.map(Fault::Terminate));
-    for is_delivered in [false, true] {
+    for (end, is_late) in [(End::Before, false), (End::After, true)] {
         let round = Step::Round(draw.random_range(0..8));
         for step in [Step::Commit, Step::Round(0), Step::Round(1), Step::Round(2), round] {
-            faults.push(Fault::Cut(draw.random_range(0..REPLICAS), Cut { step, is_delivered }));
+            faults.push(Fault::Cut(draw.random_range(0..REPLICAS), Cut { step, end }));
         }
         let hole = millis(draw, 500, 4000);
-        faults.push(Fault::BlackHole(draw.random_range(0..REPLICAS), hole, is_delivered));
+        faults.push(Fault::BlackHole(draw.random_range(0..REPLICAS), hole, is_late));
         faults.push(Fault::KillReplica(draw.random_range(0..REPLICAS), millis(draw, 0, 1000)));
     }
     faults.push(Fault::Vanish(draw.random_range(0..REPLICAS), millis(draw, 1000, 4000)));
+    let step = Step::Round(draw.random_range(0..3));
+    faults.push(Fault::Cut(draw.random_range(0..REPLICAS), Cut { step, end: End::Never }));
     faults.push(Fault::FreezeHolder(millis(draw, 300, 2000)));
     // Longer than the transaction's own limits allow: the lock must be taken from the frozen one.
     faults.push(Fault::FreezeHolder(millis(draw, 5500, 6500)));
@@ -101,9 +103,12 @@ impl Fault {
             Self::KillPostgres => "kill -9 of Postgres".to_owned(),
             Self::StopPostgres => "pg_ctl stop -m immediate".to_owned(),
             Self::Terminate(step) => format!("pg_terminate_backend: {step:?}"),
-            Self::Cut(_, Cut { step, is_delivered }) => {
+            Self::Cut(_, Cut { end: End::Never, .. }) => {
+                "a replica's host that is gone without a word".to_owned()
+            }
+            Self::Cut(_, Cut { step, end }) => {
                 let step = if *step == Step::Commit { "COMMIT" } else { "a round trip of the writer" };
-                format!("cut {} {step}", if *is_delivered { "after" } else { "before" })
+                format!("cut {} {step}", if *end == End::After { "after" } else { "before" })
             }
             Self::Delay(..) => "delay".to_owned(),
             Self::Throttle(..) => "throttle".to_owned(),

@@ -73,6 +73,8 @@ pub enum Answer {
     Refused(String),
     /// Nobody knows: it was done, once, or it was not. The words say what the caller met.
     Unknown(String),
+    /// Nobody was told, and the log does not have it: it changed nothing but, perhaps, a lease. The words are the same.
+    Unlogged(String),
 }
 
 /// A call with its answer.
@@ -104,7 +106,16 @@ impl Operation {
 
     /// Whether its outcome is known.
     pub fn is_known(&self) -> bool {
-        !matches!(self.answer, Answer::Unknown(_))
+        !matches!(self.answer, Answer::Unknown(_) | Answer::Unlogged(_))
+    }
+
+    /// Whether it may have changed anything, or an answer tells something.
+    pub fn says_something(&self) -> bool {
+        match (&self.call, &self.answer) {
+            (Call::Get, answer) => !matches!(answer, Answer::Unknown(_) | Answer::Unlogged(_)),
+            (Call::Ensure { ttl_s: None, .. } | Call::Release { .. }, Answer::Unlogged(_)) => false,
+            _ => true,
+        }
     }
 
     /// The placement that the answer showed, if it did.
@@ -189,6 +200,7 @@ impl fmt::Display for Operation {
             Answer::Absent => write!(f, " -> not placed"),
             Answer::Refused(reason) => write!(f, " -> {reason}"),
             Answer::Unknown(what) => write!(f, " -> unknown ({what})"),
+            Answer::Unlogged(what) => write!(f, " -> unknown, and not in the log ({what})"),
         }
     }
 }

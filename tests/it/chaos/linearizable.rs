@@ -29,10 +29,8 @@ pub enum Found {
 
 /// Searches for an order of one project's calls, which are sorted by their begin.
 pub fn search(operations: &[Operation]) -> Found {
-    // A read that was not answered says nothing.
-    let says_something =
-        |operation: &&Operation| operation.is_known() || !matches!(operation.call, super::history::Call::Get);
-    let operations: Vec<&Operation> = operations.iter().filter(says_something).collect();
+    let operations: Vec<&Operation> =
+        operations.iter().filter(|operation| operation.says_something()).collect();
     assert!(operations.len() <= MOST, "a project of {} calls", operations.len());
     let mut seen: HashSet<(u128, State)> = HashSet::new();
     let mut open = vec![(0_u128, None)];

@@ -49,6 +49,8 @@ pub fn after(state: &State, operation: &Operation) -> Option<State> {
                 // Whoever asks for nothing new is never refused.
                 Answer::Refused(_) => (outcome != "UNCHANGED").then(|| state.clone()),
                 Answer::Unknown(_) => Some(Some(placed)),
+                // What a new lease alone is is no event.
+                Answer::Unlogged(_) => (outcome == "UNCHANGED").then_some(Some(placed)),
                 _ => None,
             }
         }

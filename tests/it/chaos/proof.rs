@@ -12,7 +12,7 @@ use super::{
     history::{Answer, Call, Micros, Operation, Slot, Slots, View},
     holdings,
     linearizable::{self, Found},
-    proxy::{Cut, Step},
+    proxy::{Cut, End, Step},
     storm::Storm,
 };
 use crate::support::process::signal;
@@ -144,6 +144,20 @@ fn other_faults_of_one_project_have_no_order() {
             ],
         ),
         (
+            "a call that the log does not have, and that was done",
+            vec![
+                (0, 10, ensure(&[], None), Answer::Unlogged("planted".to_owned())),
+                (20, 30, Call::Get, Answer::Found(one.clone())),
+            ],
+        ),
+        (
+            "a lease that was made by what the log does not have",
+            vec![
+                (0, 10, ensure(&[], Some(5)), Answer::Unlogged("planted".to_owned())),
+                (20, 30, Call::Get, Answer::Found(one.clone())),
+            ],
+        ),
+        (
             "a refusal of what is there",
             vec![
                 (0, 10, ensure(&[], None), created(one)),
@@ -169,6 +183,23 @@ fn a_lease_may_end_by_itself_once_it_is_over() {
         (60_000, 60_100, Call::Get, Answer::Found(second)),
     ]);
     assert_eq!(linearizable::search(&calls), Found::Order);
+}
+
+#[test]
+fn what_the_log_does_not_have_may_have_made_a_lease_and_makes_no_search_long() {
+    let unlogged = || Answer::Unlogged("planted".to_owned());
+    let mut calls = vec![
+        (0, 10, ensure(&[], None), created(view("1", &[("backend", slot("a", 8000))]))),
+        (20, 30, ensure(&[], Some(5)), unlogged()),
+        (20_000, 20_010, Call::Get, Answer::Absent),
+    ];
+    for number in 0..100 {
+        let call = if number % 2 == 0 { release() } else { ensure(&["worker"], None) };
+        calls.push((40 + number, 3000, call, unlogged()));
+    }
+    assert_eq!(linearizable::search(&history(calls.clone())), Found::Order);
+    calls.remove(1);
+    assert_eq!(linearizable::search(&history(calls)), Found::NoOrder);
 }
 
 #[test]
@@ -243,7 +274,7 @@ async fn a_database_that_loses_what_it_acknowledged_is_found_out() {
 async fn a_service_that_takes_a_lost_commit_for_done_is_found_out() {
     let bed = Bed::make(BedOptions::default()).await;
     let storm = Storm::begin(&bed, "proof", 1, 0).await;
-    let cut = Cut { step: Step::Commit, is_delivered: false };
+    let cut = Cut { step: Step::Commit, end: End::Before };
     let mut cuts = 0;
     for replica in (0..REPLICAS).cycle().take(6 * REPLICAS) {
         storm.wait_for_answers(10).await;

@@ -1,4 +1,4 @@
-//! A proxy between a replica and Postgres, which breaks what goes through it: it delays, throttles and black-holes, and it cuts
+//! A proxy between a replica and Postgres, which breaks what goes through it: it delays, throttles and black-holes, and it ends
 //! the connection before or after what the replica sends at a step of its write path.
 
 use std::{
@@ -33,7 +33,7 @@ pub struct Weather {
     pub vanished: u32,
 }
 
-/// At which step of the write path a connection is cut.
+/// At which step of the write path a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// At a message that says COMMIT, where the write path has one.
@@ -43,13 +43,24 @@ pub enum Step {
     Round(u32),
 }
 
-/// An order to cut one connection.
+/// How a connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum End {
+    /// It is cut before Postgres has the message.
+    Before,
+    /// It is cut once Postgres has the message, so that only its answer is lost.
+    After,
+    /// Neither the message nor anything else ever comes through, and nobody is told so: the replica's host is gone.
+    Never,
+}
+
+/// An order to end one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
     /// When.
     pub step: Step,
-    /// Whether Postgres still gets the message, and only its answer is lost.
-    pub is_delivered: bool,
+    /// How.
+    pub end: End,
 }
 
 struct Shared {
@@ -145,15 +156,17 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream) {
             messages.push(&bytes[..read]);
             while let Some(message) = messages.next() {
                 is_writer |= message.writes();
-                let cut = due(&shared, &message, is_writer);
-                if cut.is_some_and(|cut| !cut.is_delivered) {
-                    return false;
+                let end = due(&shared, &message, is_writer);
+                match end {
+                    Some(End::Before) => return false,
+                    Some(End::Never) => return std::future::pending().await,
+                    Some(End::After) | None => {}
                 }
                 pass(&mut pace, vanished, message.bytes.len()).await;
                 if to_server.write_all(&message.bytes).await.is_err() {
                     return false;
                 }
-                if cut.is_some() {
+                if end.is_some() {
                     return true;
                 }
             }
@@ -181,8 +194,8 @@ async fn serve(shared: Arc<Shared>, mut client: TcpStream) {
     }
 }
 
-/// The cut that is due at this message, which is taken off the order.
-fn due(shared: &Shared, message: &Message, is_writer: bool) -> Option<Cut> {
+/// How the connection ends at this message, where that was ordered; the order is done then.
+fn due(shared: &Shared, message: &Message, is_writer: bool) -> Option<End> {
     let mut order = shared.cut.lock().unwrap();
     let cut = (*order)?;
     match cut.step {
@@ -195,7 +208,7 @@ fn due(shared: &Shared, message: &Message, is_writer: bool) -> Option<Cut> {
         }
         _ => return None,
     }
-    order.take()
+    order.take().map(|cut| cut.end)
 }
 
 /// Waits as long as the weather has a piece of this size wait: for ever where the host is gone.

@@ -124,7 +124,8 @@ impl Storm {
         wrong.extend(self.callers.failed());
         let room = room(bed).await;
         wrong.extend(holdings::check(&operations, room));
-        wrong.extend(orders(&operations));
+        let resolved = told::resolve(&log, &self.callers, &operations);
+        wrong.extend(orders(&resolved));
         let audit = bed.run(&["audit", "--output", "json"]).await;
         if !audit.status.success() {
             wrong.push(format!(
@@ -134,17 +135,17 @@ impl Storm {
             ));
         }
         let count =
-            |is: fn(&Answer) -> bool| operations.iter().filter(|operation| is(&operation.answer)).count();
+            |is: fn(&Answer) -> bool| resolved.iter().filter(|operation| is(&operation.answer)).count();
         let summary = format!(
             "{} calls of {} projects: {} placed or found placed, {} given back, {} refused for want of room, {} of unknown \
-             outcome, of which {} were done; {} events, seen by {WATCHERS} watchers",
+             outcome and {} more that were done; {} events, seen by {WATCHERS} watchers",
             operations.len(),
             projects.len(),
             count(|answer| matches!(answer, Answer::Ensured(..) | Answer::Found(_))),
             count(|answer| matches!(answer, Answer::Released(..))),
             count(|answer| matches!(answer, Answer::Refused(_))),
+            count(|answer| matches!(answer, Answer::Unlogged(_))),
             count(|answer| matches!(answer, Answer::Unknown(_))),
-            told::count_done(&log, &self.callers, &operations),
             tables.sequence,
         );
         (wrong, operations, summary)
