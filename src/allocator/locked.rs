@@ -18,11 +18,12 @@ use super::{
     journal::Journal,
     leases, line, relocate,
     replica::{Position, Replica},
+    silence,
 };
 use crate::{
     domain::{Fleet, Project, ProjectId, event::ReleaseCause},
     store::{
-        StoreError, WriteTransaction, abandoned, placements,
+        StoreError, WriteTransaction, placements,
         pools::{self, PoolState},
     },
     traced,
@@ -36,9 +37,6 @@ const LOOKS: u32 = 3;
 
 /// A wait that is shorter is none: nobody else has the row.
 const SHORT: Duration = Duration::from_millis(3);
-
-/// How long a transaction may take before the database counts as frozen: longer than its own limits let it take.
-const LIMIT: Duration = Duration::from_secs(30);
 
 /// Whether a request is tried without any other.
 #[derive(Clone, Copy)]
@@ -73,7 +71,7 @@ impl Combiner {
             match self.commit_in_time(batch, alone).await {
                 Err(StoreError::Busy(error)) if tries < BUSY_TRIES => {
                     tracing::warn!(tries, error = &error as &dyn std::error::Error, "the database was busy");
-                    self.end_abandoned().await;
+                    silence::of_others(&self.store).await;
                     tokio::time::sleep(Duration::from_millis(50) * tries).await;
                     tries += 1;
                     *batch = wanted(std::mem::take(batch));
@@ -86,35 +84,27 @@ impl Combiner {
         }
     }
 
-    /// Takes the pool's row from replicas that nobody hears of any more, where it can be found out.
-    async fn end_abandoned(&self) {
-        let ended = async { abandoned::end(&mut *self.store.acquire().await?).await };
-        match tokio::time::timeout(LIMIT, ended).await.unwrap_or_else(|_| Err(StoreError::silent())) {
-            Ok(0) => {}
-            Ok(ended) => {
-                tracing::warn!(ended, "ended sessions whose replicas were gone in the middle of a batch");
-            }
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "it is not known whether a replica that is gone holds the pool's row"
-            ),
-        }
-    }
-
     /// Commits a batch, or gives up on a database that says nothing.
     async fn commit_in_time(
         &mut self,
         batch: &mut Vec<Job>,
         alone: Alone,
     ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+        // While the tables are read anew, which may take long, the database has nothing to say to the combiner.
+        drop(self.replica.read().await);
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let begin = Instant::now();
-        let committed = tokio::time::timeout(LIMIT, self.commit(batch, alone, Tables::Followed)).await;
+        let store = self.store.clone();
+        let committed = tokio::select! {
+            biased;
+            committed = self.commit(batch, alone, Tables::Followed) => Some(committed),
+            () = silence::of_database(&store) => None,
+        };
         drop(turn);
-        if committed.is_err() {
+        if committed.is_none() {
             self.replica.write().await.forget();
         }
-        let committed = committed.unwrap_or_else(|_| Err(StoreError::silent()));
+        let committed = committed.unwrap_or_else(|| Err(StoreError::silent()));
         metrics::histogram!("allocator_transaction_duration_seconds").record(begin.elapsed());
         let outcome = match &committed {
             Ok(_) => "committed",

@@ -27,6 +27,7 @@ mod relocate;
 pub mod relocations;
 mod remembered;
 mod replica;
+mod silence;
 mod thread;
 mod upkeep;
 mod waiting;

@@ -1,8 +1,9 @@
-//! Sessions that have the pool's row while their replica is gone without a word.
+//! Connections whose other end is gone without a word.
 //!
-//! Postgres keeps no time between the messages of one round: `idle_in_transaction_session_timeout` begins with the answer to the
-//! last of them, and a statement's time limit does not end a session that reads (`SocketBackend` in `tcop/postgres.c` holds it
-//! off). The row would be had until the kernel gives the connection up.
+//! A replica that is gone may leave a session that has the pool's row. Postgres keeps no time between the messages of one round:
+//! `idle_in_transaction_session_timeout` begins with the answer to the last of them, and a statement's time limit does not end a
+//! session that reads (`SocketBackend` in `tcop/postgres.c` holds it off). The row would be had until the kernel gives the
+//! connection up.
 
 use sqlx::PgConnection;
 
@@ -24,6 +25,33 @@ pub async fn end(conn: &mut PgConnection) -> Result<i64, StoreError> {
                     AND held.mode IN ('RowShareLock', 'RowExclusiveLock')
             )
         "#,
+        super::APPLICATION_NAME
+    )
+    .fetch_one(conn)
+    .await?)
+}
+
+/// The process of Postgres at the other end of a connection.
+///
+/// # Errors
+/// [`StoreError`].
+pub(super) async fn read_pid(conn: &mut PgConnection) -> Result<i32, StoreError> {
+    Ok(sqlx::query_scalar!(r#"SELECT pg_backend_pid() AS "pid!""#).fetch_one(conn).await?)
+}
+
+/// Whether a process of Postgres works, or has worked within five seconds, and does not wait for its replica.
+///
+/// # Errors
+/// [`StoreError`].
+pub(super) async fn is_heard(conn: &mut PgConnection, pid: i32) -> Result<bool, StoreError> {
+    Ok(sqlx::query_scalar!(
+        r#"
+        SELECT EXISTS (
+            SELECT FROM pg_stat_activity WHERE pid = $1 AND application_name = $2
+                AND (wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '5 seconds') IS NOT TRUE
+        ) AS "is_heard!"
+        "#,
+        pid,
         super::APPLICATION_NAME
     )
     .fetch_one(conn)

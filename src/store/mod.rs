@@ -23,7 +23,10 @@ pub mod waiters;
 mod write;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -44,11 +47,13 @@ use self::{hints::HintListener, own::Own};
 /// What our sessions are called in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "resource-allocator";
 
-/// Postgres asks within half a minute whether a replica's host is still there: what the sessions of one that is gone hold, and
-/// their places among `max_connections`, are then free, where the kernel's own settings take two hours.
+/// Postgres finds out within half a minute that a replica's host is gone, also where it had just sent something: what the sessions
+/// of one that is gone hold, and their places among `max_connections`, are then free, where the kernel's own settings take a
+/// quarter of an hour to two hours.
 macro_rules! keep_alive {
     () => {
-        "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+        "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
+         SET tcp_user_timeout = '25s'"
     };
 }
 const KEEP_ALIVE: &str = keep_alive!();
@@ -126,6 +131,8 @@ pub struct StoreOptions {
 pub struct Store {
     shared: PgPool,
     combiner: PgPool,
+    /// The process of Postgres at the other end of the combiner's connection, 0 while there is none.
+    combiner_pid: Arc<AtomicI32>,
     reader: PgPool,
     follower: Own,
     tailer: Own,
@@ -167,6 +174,7 @@ impl Store {
             shared: pool(options.max_connections.saturating_sub(OWN).max(1), true, PREFER_INDEXES),
             // One each, in use all the time. To test it would be a round trip for each batch; a broken one shows itself at once.
             combiner: pool(1, false, PLAN_ONCE_AND_WRITE),
+            combiner_pid: Arc::default(),
             reader: pool(1, false, PLAN_ONCE),
             follower: Own::new(pool(1, false, PREFER_INDEXES)),
             tailer: Own::new(pool(1, false, PREFER_INDEXES)),
@@ -253,7 +261,27 @@ impl Store {
     /// # Errors
     /// [`StoreError::Unavailable`] when it cannot be had in time.
     pub async fn acquire_for_combiner(&self) -> Result<PoolConnection<Postgres>, StoreError> {
-        own::acquire_alone(&self.combiner).await
+        self.combiner_pid.store(0, Ordering::Relaxed);
+        let mut conn = own::acquire_alone(&self.combiner).await?;
+        self.combiner_pid.store(abandoned::read_pid(&mut conn).await?, Ordering::Relaxed);
+        Ok(conn)
+    }
+
+    /// Whether Postgres works for the combiner, or did within five seconds. Where it does not, and the combiner waits for an answer,
+    /// each waits for the other: the host between them, or the one that Postgres was on, is gone without a word.
+    ///
+    /// # Errors
+    /// [`StoreError`], where nobody knows.
+    pub async fn hears_combiner(&self) -> Result<bool, StoreError> {
+        match self.combiner_pid.load(Ordering::Relaxed) {
+            0 => Ok(true),
+            pid => {
+                let mut conn = self.health.acquire().await?;
+                let is_heard = abandoned::is_heard(&mut conn, pid).await?;
+                conn.keep();
+                Ok(is_heard)
+            }
+        }
     }
 
     /// Begins a transaction that writes beside the combiner, with the same limits.

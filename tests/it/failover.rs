@@ -7,10 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use resource_allocator::proto::v1::{
-    self, EnsureOutcome, allocation_event::Detail, watch_allocations_response::Payload,
+use resource_allocator::{
+    proto::v1::{self, EnsureOutcome, allocation_event::Detail, watch_allocations_response::Payload},
+    store::{Store, StoreOptions},
 };
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{
+    Executor as _,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -109,4 +113,32 @@ async fn a_replicas_host_that_is_gone_in_the_middle_of_a_batch_holds_up_the_othe
     }
     place_and_read(&staying, "after").await;
     last.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_works_is_waited_for_and_one_that_waits_itself_is_not() {
+    let database = TestDatabase::create().await;
+    let store = Store::new(StoreOptions {
+        connect: database.connect_options(),
+        max_connections: 7,
+        acquire_timeout: PATIENCE,
+    });
+    let mut conn = store.acquire_for_combiner().await.unwrap();
+    let long = async {
+        conn.execute("SELECT pg_sleep(7)").await.unwrap();
+    };
+    let look = async {
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert!(store.hears_combiner().await.unwrap());
+    };
+    tokio::join!(long, look);
+    // Whoever asks now says that the combiner waits for it, and it for the combiner.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(!store.hears_combiner().await.unwrap());
+
+    // What was had over one connection says nothing of the next.
+    drop(conn);
+    store.acquire_for_combiner().await.unwrap();
+    assert!(store.hears_combiner().await.unwrap());
+    store.close().await;
 }

@@ -1,0 +1,43 @@
+//! What the combiner does where nothing is heard: of the database that it waits for, and of another replica that has the pool's row.
+
+use std::time::Duration;
+
+use crate::store::{Store, StoreError, abandoned};
+
+/// How long a transaction may take before the database counts as frozen: longer than its own limits let it take.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is asked, over another connection, whether the database works on a transaction that has no answer. Longer than the
+/// pool's row is waited for.
+const LOOK: Duration = Duration::from_secs(7);
+/// How long such a look may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(2);
+
+/// Waits until a transaction that began just now, and has no answer yet, is not to be waited for any longer.
+pub(super) async fn of_database(store: &Store) {
+    let unheard = async {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            if matches!(tokio::time::timeout(LOOK_LIMIT, store.hears_combiner()).await, Ok(Ok(false))) {
+                return;
+            }
+        }
+    };
+    // One that says nothing at all is given time until its own limits are over.
+    let _ = tokio::time::timeout(LIMIT, unheard).await;
+}
+
+/// Takes the pool's row from replicas that are gone, where it can be found out that they are.
+pub(super) async fn of_others(store: &Store) {
+    let ended = async { abandoned::end(&mut *store.acquire().await?).await };
+    match tokio::time::timeout(LIMIT, ended).await.unwrap_or_else(|_| Err(StoreError::silent())) {
+        Ok(0) => {}
+        Ok(ended) => {
+            tracing::warn!(ended, "ended sessions that had the pool's row, and whose replicas were gone");
+        }
+        Err(error) => tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "it is not known whether a replica that is gone has the pool's row"
+        ),
+    }
+}
