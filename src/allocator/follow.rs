@@ -15,6 +15,9 @@ use crate::store::{
 /// How many operations are read at once.
 const PAGE: i64 = 1_000;
 
+/// How long it may take to read a page of the log. A host that is gone says nothing, and nobody else has this connection meanwhile.
+const PAGE_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long it may take to read the tables. Who reads keeps the replica from everyone else, also where a database that froze says
 /// nothing.
 const LIMIT: Duration = Duration::from_secs(25);
@@ -82,13 +85,20 @@ impl Follower {
     /// Folds a page of the log; tells whether there may be more.
     async fn follow(&self) -> Result<bool, StoreError> {
         let Some(after) = self.replica.read().await.folded() else { return Ok(false) };
-        let mut conn = self.store.acquire_for_follower().await?;
-        let entries = match events::list_after(&mut conn, after, PAGE).await {
+        let read = async {
+            let mut conn = self.store.acquire_for_follower().await?;
+            let entries = events::list_after(&mut conn, after, PAGE).await?;
+            conn.keep();
+            Ok(entries)
+        };
+        let entries = match tokio::time::timeout(PAGE_LIMIT, read)
+            .await
+            .unwrap_or_else(|_| Err(StoreError::silent()))
+        {
             // Who has the row reads the tables, which need not be stopped by what this release cannot read in the log.
             Err(StoreError::Inconsistent { .. }) => return Ok(false),
             entries => entries?,
         };
-        conn.keep();
         if entries.is_empty() {
             return Ok(false);
         }

@@ -1,16 +1,16 @@
 //! Connections whose other end is gone without a word.
 //!
-//! A replica that is gone may leave a session that has the pool's row. Postgres keeps no time between the messages of one round:
-//! `idle_in_transaction_session_timeout` begins with the answer to the last of them, and a statement's time limit does not end a
-//! session that reads (`SocketBackend` in `tcop/postgres.c` holds it off). The row would be had until the kernel gives the
-//! connection up.
+//! A replica that is gone may leave a session that has the pool's row, or one of upkeep that has rows of ports. Postgres keeps no time
+//! between the messages of one round: `idle_in_transaction_session_timeout` begins with the answer to the last of them, and a
+//! statement's time limit does not end a session that reads (`SocketBackend` in `tcop/postgres.c` holds it off) or sends. The rows
+//! would be had until the kernel gives the connection up.
 
 use sqlx::PgConnection;
 
 use super::StoreError;
 
-/// Ends the service's sessions that have the pool's row and have waited for their replica for at least five seconds, as far as
-/// this role may; returns how many those were. A replica that lives goes on at once.
+/// Ends the service's sessions that have the pool's row, or rows of ports, and have waited for their replica for at least five
+/// seconds, as far as this role may; returns how many those were. A replica that lives goes on at once.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -19,9 +19,11 @@ pub async fn end(conn: &mut PgConnection) -> Result<i64, StoreError> {
         r#"
         SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) AS "ended!" FROM pg_stat_activity activity
         WHERE datname = current_database() AND application_name = $1 AND pg_has_role(usesysid, 'USAGE')
-            AND state <> 'idle' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '5 seconds'
+            AND state <> 'idle' AND wait_event IN ('ClientRead', 'ClientWrite')
+            AND state_change < clock_timestamp() - interval '5 seconds'
             AND EXISTS (
-                SELECT FROM pg_locks held WHERE held.pid = activity.pid AND held.relation = 'pools'::regclass
+                SELECT FROM pg_locks held WHERE held.pid = activity.pid
+                    AND held.relation IN ('pools'::regclass, 'port_allocations'::regclass)
                     AND held.mode IN ('RowShareLock', 'RowExclusiveLock')
             )
         "#,

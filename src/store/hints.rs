@@ -8,7 +8,7 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{KEEP_ALIVE, StoreError};
+use super::{StoreError, sessions::KEEP_ALIVE};
 
 const CHANNEL: &str = "resource_allocator_commits";
 

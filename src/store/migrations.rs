@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use sqlx::{
-    Connection as _, PgConnection,
+    Connection as _, Executor as _, PgConnection,
     error::DatabaseError,
     migrate::{MigrateError, Migrator},
     pool::PoolConnection,
+    postgres::PgPoolOptions,
 };
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, sessions::MIGRATE};
 
 /// The migrations of this release.
 pub static MIGRATOR: Migrator = sqlx::migrate!();
@@ -22,6 +23,11 @@ const TRIES: u32 = 10;
 /// Postgres' code for it.
 const DEADLOCK_DETECTED: &str = "40P01";
 
+/// Postgres' code for a lock that was waited for in vain.
+const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// How long others may go on before it is waited for once more.
+const PAUSE: Duration = Duration::from_secs(2);
+
 /// A migration that was applied, as sqlx notes it.
 #[derive(sqlx::FromRow)]
 struct Applied {
@@ -32,22 +38,34 @@ struct Applied {
 
 impl Store {
     /// Applies what is missing of this release's migrations. Replicas that start at once wait for each other. A migration that
-    /// Postgres ends because others, such as replicas of the release before, read the tables in another order is tried again.
+    /// Postgres ends because others, such as replicas of the release before, read the tables in another order is tried again, and
+    /// so is one that others hold up, such as a dump, for as long as they do.
     ///
     /// # Errors
     /// [`MigrateError`], of which `VersionMissing` says that a newer release migrated this database.
     pub async fn migrate(&self) -> Result<(), MigrateError> {
-        let acquired = self.shared.acquire().await.map(PoolConnection::detach);
+        let shared = self.shared.options();
+        // A pool for the sake of its patience with a database that is not there yet. Where it takes no writes, the migration says so.
+        let patient = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(shared.get_acquire_timeout())
+            .connect_lazy_with((*self.shared.connect_options()).clone());
+        let acquired = patient.acquire().await.map(PoolConnection::detach);
         let mut conn = match acquired {
             // The pool, which tried until its time was over, does not say what it met.
             Err(sqlx::Error::PoolTimedOut) => self.connect_past_the_pool().await?,
             acquired => acquired?,
         };
+        conn.execute(MIGRATE).await?;
         // On one connection, which keeps other replicas from migrating until it is closed.
         let mut others = 1..TRIES;
         loop {
             match MIGRATOR.run(&mut conn).await {
-                Err(error) if is_deadlock(&error) && others.next().is_some() => {
+                Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => {
+                    tracing::warn!(%error, "a migration waits for others, and is tried again");
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(error) if has_code(&error, DEADLOCK_DETECTED) && others.next().is_some() => {
                     tracing::warn!(%error, "a migration stood in the way of others, and is tried again");
                 }
                 result => return result,
@@ -96,12 +114,12 @@ impl Store {
     }
 }
 
-/// Whether Postgres ended a migration because it and others waited for each other.
-fn is_deadlock(error: &MigrateError) -> bool {
+/// Whether Postgres ended a migration with this code.
+fn has_code(error: &MigrateError, code: &str) -> bool {
     let (MigrateError::Execute(source) | MigrateError::ExecuteMigration(source, _)) = error else {
         return false;
     };
-    source.as_database_error().and_then(DatabaseError::code).as_deref() == Some(DEADLOCK_DETECTED)
+    source.as_database_error().and_then(DatabaseError::code).as_deref() == Some(code)
 }
 
 /// Every migration that was applied, in their order.

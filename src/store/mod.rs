@@ -18,6 +18,7 @@ pub mod placements;
 pub mod pools;
 pub mod ports;
 pub mod servers;
+mod sessions;
 pub mod usage;
 pub mod waiters;
 mod write;
@@ -31,9 +32,8 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions as _, Executor as _, PgConnection, PgPool, Postgres, Transaction,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    ConnectOptions as _, Executor as _, PgConnection, PgPool, Postgres, Transaction, pool::PoolConnection,
+    postgres::PgConnectOptions,
 };
 
 pub use self::{
@@ -42,42 +42,14 @@ pub use self::{
     own::Kept,
     write::{WriteTransaction, read_clock, write_planned},
 };
-use self::{hints::HintListener, own::Own};
+use self::{
+    hints::HintListener,
+    own::Own,
+    sessions::{PLAN_ONCE, PLAN_ONCE_AND_WRITE, PREFER_INDEXES},
+};
 
 /// What our sessions are called in `pg_stat_activity`.
 const APPLICATION_NAME: &str = "resource-allocator";
-
-/// Postgres finds out within half a minute that a replica's host is gone, also where it had just sent something: what the sessions
-/// of one that is gone hold, and their places among `max_connections`, are then free, where the kernel's own settings take a
-/// quarter of an hour to two hours.
-macro_rules! keep_alive {
-    () => {
-        "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
-         SET tcp_user_timeout = '25s'"
-    };
-}
-const KEEP_ALIVE: &str = keep_alive!();
-
-/// Every statement of ours that is run often has its index. A plan that was cached while a table was small, or before its
-/// statistics were gathered, would scan the table all the same, and go on to while it grows.
-macro_rules! prefer_indexes {
-    () => {
-        concat!(keep_alive!(), "; SET enable_seqscan = off")
-    };
-}
-const PREFER_INDEXES: &str = prefer_indexes!();
-
-/// The combiner and the reader run the same few statements over arrays, thousands of times a second: those are planned once, where
-/// Postgres would plan them anew for each length of the arrays.
-macro_rules! plan_once {
-    () => {
-        concat!(prefer_indexes!(), "; SET plan_cache_mode = force_generic_plan")
-    };
-}
-const PLAN_ONCE: &str = plan_once!();
-
-/// The combiner's connection is its alone, so that what holds for each of its transactions is said once.
-const PLAN_ONCE_AND_WRITE: &str = concat!(plan_once!(), "; ", write::settings!("SET"));
 
 /// What reads a whole table is faster by its pages, and with memory to gather what it reads; then as before again.
 const READ_WHOLE_TABLES: &str = "SET LOCAL enable_seqscan = on; SET LOCAL work_mem = '64MB'";
@@ -85,7 +57,8 @@ const READ_ROWS_AGAIN: &str = "SET LOCAL enable_seqscan = off; SET LOCAL work_me
 
 macro_rules! begin_snapshot {
     () => {
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'"
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '20s'; \
+         SET LOCAL idle_in_transaction_session_timeout = '20s'"
     };
 }
 const BEGIN_SNAPSHOT: &str = begin_snapshot!();
@@ -156,29 +129,18 @@ impl Store {
             .application_name(APPLICATION_NAME)
             .log_statements(tracing::log::LevelFilter::Trace)
             .log_slow_statements(tracing::log::LevelFilter::Warn, Duration::from_secs(1));
-        let pool = |max_connections, tested, settings: &'static str| {
-            PgPoolOptions::new()
-                .max_connections(max_connections)
-                .acquire_timeout(options.acquire_timeout)
-                .test_before_acquire(tested)
-                .after_connect(move |conn, _| {
-                    Box::pin(async move {
-                        conn.execute(settings).await?;
-                        Ok(())
-                    })
-                })
-                .connect_lazy_with(connect.clone())
-        };
+        let acquire_timeout = options.acquire_timeout;
+        let alone = |settings| sessions::pool(&connect, acquire_timeout, 1, settings);
+        let shared = options.max_connections.saturating_sub(OWN).max(1);
         Self {
-            // Many that lie idle for long: those that a Postgres which is gone has left behind must not fail one caller each.
-            shared: pool(options.max_connections.saturating_sub(OWN).max(1), true, PREFER_INDEXES),
+            shared: sessions::tested_pool(&connect, acquire_timeout, shared, PREFER_INDEXES),
             // One each, in use all the time. To test it would be a round trip for each batch; a broken one shows itself at once.
-            combiner: pool(1, false, PLAN_ONCE_AND_WRITE),
+            combiner: alone(PLAN_ONCE_AND_WRITE),
             combiner_pid: Arc::default(),
-            reader: pool(1, false, PLAN_ONCE),
-            follower: Own::new(pool(1, false, PREFER_INDEXES)),
-            tailer: Own::new(pool(1, false, PREFER_INDEXES)),
-            health: Own::new(pool(1, false, PREFER_INDEXES)),
+            reader: alone(PLAN_ONCE),
+            follower: Own::new(alone(PREFER_INDEXES)),
+            tailer: Own::new(alone(PREFER_INDEXES)),
+            health: Own::new(alone(PREFER_INDEXES)),
             answered: Arc::default(),
         }
     }
@@ -189,18 +151,13 @@ impl Store {
     /// [`StoreError::Unavailable`] when it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let mut conn = self.health.acquire().await?;
-        // A standby says so of every transaction, as does a database that is set to be read alone.
-        let is_read_only = sqlx::query_scalar!(
-            r#"SELECT current_setting('transaction_read_only')::boolean AS "is_read_only!""#
-        )
-        .fetch_one(&mut *conn)
-        .await?;
-        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let is_read_only = sessions::is_read_only(&mut conn).await?;
         if is_read_only {
             // The connection is not kept: the name may lead to the primary by now, and a setting holds for those that are new.
             return Err(StoreError::read_only());
         }
         conn.keep();
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(())
     }
 

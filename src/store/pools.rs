@@ -190,7 +190,9 @@ pub async fn settle_home(conn: &mut PgConnection) -> Result<bool, StoreError> {
             SELECT control.system_identifier || '/' || database.oid AS home
             FROM pg_control_system() AS control, pg_database AS database WHERE database.datname = current_database()
         ), old AS (
-            SELECT pool_id, home FROM pools WHERE pool_id = $1 FOR UPDATE
+            -- Nobody is waited for where there is nothing to write.
+            SELECT pool_id, pools.home FROM pools, here
+            WHERE pool_id = $1 AND pools.home IS DISTINCT FROM here.home FOR UPDATE OF pools
         )
         UPDATE pools SET home = here.home, epoch = CASE WHEN old.home IS NULL THEN epoch ELSE gen_random_uuid() END
         FROM here, old

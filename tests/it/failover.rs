@@ -21,7 +21,12 @@ use tonic_health::pb::{
 
 use crate::{
     chaos::proxy::{Cut, End, Proxy, Step},
-    support::{Client, TestDatabase, TestService, process::PATIENCE, requests::request, server},
+    support::{
+        Client, TestDatabase, TestService,
+        process::PATIENCE,
+        requests::{leased, request},
+        server,
+    },
 };
 
 /// Calls until it is answered, as callers do.
@@ -116,6 +121,54 @@ async fn a_replicas_host_that_is_gone_in_the_middle_of_a_batch_holds_up_the_othe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn shared_connections_to_a_host_that_is_gone_fail_nobody_who_comes_later() {
+    let database = TestDatabase::create().await;
+    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
+    let (_running, client, _shutdown) = TestService::builder().start_at(through(&proxy, &database)).await;
+    let list = || {
+        let mut inventory = client.inventory.clone();
+        tokio::spawn(async move { inventory.list_servers(v1::ListServersRequest::default()).await })
+    };
+    // As many as share: some lie idle when the host goes, some are in use.
+    proxy.set(Duration::from_millis(100), 0, false);
+    for call in (0..14).map(|_| list()).collect::<Vec<_>>() {
+        call.await.unwrap().unwrap();
+    }
+    let in_use: Vec<_> = (0..4).map(|_| list()).collect();
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    proxy.vanish();
+    proxy.heal();
+    for call in in_use {
+        // Nobody answers it; whoever calls gives up.
+        let _ = tokio::time::timeout(Duration::from_secs(6), call).await;
+    }
+    for _ in 0..12 {
+        insist("list", async || list().await.unwrap()).await;
+    }
+    let free = v1::ListServersRequest::default();
+    client.inventory.clone().list_servers(free).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_though_the_host_that_the_log_was_read_from_is_gone() {
+    let database = TestDatabase::create().await;
+    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
+    let (_running, mut client, _shutdown) = TestService::builder().start_at(through(&proxy, &database)).await;
+    client.register(server("web-1")).await;
+    place_and_read(&client, "before").await;
+    proxy.vanish();
+    // It is planned under the row, for which what others have committed is read: by the connection of those who follow.
+    let ensure = async || client.clone().allocator.ensure_allocation(leased("preview", 5)).await;
+    insist("lease", ensure).await;
+    let ended = async {
+        while database.count("SELECT count(*) FROM placements WHERE project_id = 'preview'").await > 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("the lease ends");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_works_is_waited_for_and_one_that_waits_itself_is_not() {
     let database = TestDatabase::create().await;
     let store = Store::new(StoreOptions {
@@ -138,7 +191,8 @@ async fn a_database_that_works_is_waited_for_and_one_that_waits_itself_is_not() 
 
     // What was had over one connection says nothing of the next.
     drop(conn);
-    store.acquire_for_combiner().await.unwrap();
+    let conn = store.acquire_for_combiner().await.unwrap();
     assert!(store.hears_combiner().await.unwrap());
+    drop(conn);
     store.close().await;
 }

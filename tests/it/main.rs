@@ -47,6 +47,7 @@ mod restore;
 mod retention;
 mod schema;
 mod secrets;
+mod sessions;
 mod soak;
 mod startup;
 mod strict;

@@ -100,6 +100,33 @@ async fn a_migration_that_readers_stand_in_the_way_of_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_a_dump_stands_in_the_way_of_holds_up_no_replica_that_serves() {
+    // This one alters a table.
+    const ALTERS: i64 = 12;
+    let mut service = TestService::start().await;
+    service.client.register(a_server("web-1")).await;
+    let database = &service.database;
+    let mut dump = PgConnection::connect(database.url()).await.unwrap();
+    dump.execute("BEGIN; LOCK TABLE servers, placements, port_allocations IN ACCESS SHARE MODE")
+        .await
+        .unwrap();
+    sqlx::query("DELETE FROM _sqlx_migrations WHERE version = $1")
+        .bind(ALTERS)
+        .execute(&database.sql)
+        .await
+        .unwrap();
+    let url = database.url().to_owned();
+    let starting = tokio::task::spawn_blocking(move || run(&["migrate", "--database-url", &url]));
+    database.wait_for_lock().await;
+    service.client.ensure("meanwhile", &[]).await.unwrap();
+
+    dump.execute("COMMIT").await.unwrap();
+    let migrating = starting.await.unwrap();
+    assert!(migrating.status.success(), "{migrating:?}");
+    assert!(String::from_utf8_lossy(&migrating.stderr).contains("waits for others"), "{migrating:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_start_at_once_on_an_empty_database_all_serve() {
     let database = TestDatabase::create().await;
     let migrated = schema(&database).await.len();

@@ -14,7 +14,7 @@ use resource_allocator::{
     proto::v1::{EnsureAllocationRequest, EnsureAllocationResponse, GetPlacementRequest, Resources},
     store::{Store, StoreError, StoreOptions, WriteTransaction},
 };
-use sqlx::{PgPool, Postgres, Transaction, types::time::OffsetDateTime};
+use sqlx::{PgPool, types::time::OffsetDateTime};
 use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::{
@@ -26,14 +26,6 @@ use crate::support::{
     Client, TestDatabase, TestService, error_info, inventory::assert_consistent, process::PATIENCE,
     requests::request, server,
 };
-
-/// Holds the pool's row, as a replica does that takes long: until then, no other transaction begins its work.
-async fn hold_pool(sql: &PgPool) -> Transaction<'static, Postgres> {
-    #[expect(clippy::disallowed_methods, reason = "a test stands in the queue of writers")]
-    let mut held = sql.begin().await.unwrap();
-    sqlx::query("SELECT 1 FROM pools FOR UPDATE").execute(&mut *held).await.unwrap();
-    held
-}
 
 fn ensure(client: &Client, project: &str) -> JoinHandle<Result<EnsureAllocationResponse, Status>> {
     let (mut client, request) = (client.clone(), request(project));
@@ -63,7 +55,7 @@ async fn a_decision_is_of_the_time_at_which_it_has_the_row_and_not_at_which_it_b
     let mut client = service.client.clone();
     client.register(server("web-1")).await;
     let sql = &service.database.sql;
-    let held = hold_pool(sql).await;
+    let held = service.database.hold_pool().await;
     let call = ensure(&client, "shop");
     service.database.wait_for_lock().await;
     let waited: OffsetDateTime = sqlx::query_scalar("SELECT clock_timestamp()").fetch_one(sql).await.unwrap();
@@ -82,7 +74,7 @@ async fn l44_a_full_queue_sheds_with_its_reason_and_health_answers_all_the_same(
     let mut service = builder.start().await;
     service.client.register(server("web-1")).await;
 
-    let held = hold_pool(&service.database.sql).await;
+    let held = service.database.hold_pool().await;
     let first = ensure(&service.client, "first");
     service.database.wait_for_lock().await;
     // One batch waits for the row, as many as the limit wait in the queue, and the others are turned away.
@@ -143,7 +135,7 @@ async fn many_more_callers_than_fit_are_all_served_when_they_come_back_as_told()
     builder.allocator = AllocatorOptions { queue_limit: LIMIT, max_batch: 4, ..AllocatorOptions::default() };
     let mut service = builder.start().await;
     service.client.register(server("web-1")).await;
-    let held = hold_pool(&service.database.sql).await;
+    let held = service.database.hold_pool().await;
     let shed = Arc::new(AtomicUsize::new(0));
     let callers: Vec<_> = (0..CALLERS)
         .map(|number| {
@@ -190,7 +182,7 @@ async fn a_deadline_that_passes_in_the_queue_costs_no_transaction() {
     const DEADLINE: Duration = Duration::from_millis(50);
     let mut service = TestService::start().await;
     service.client.register(server("web-1")).await;
-    let held = hold_pool(&service.database.sql).await;
+    let held = service.database.hold_pool().await;
     let first = ensure(&service.client, "first");
     service.database.wait_for_lock().await;
 
@@ -219,7 +211,7 @@ async fn a_caller_that_hangs_up_leaves_nothing_half_done() {
     // Their own connections, which go with them.
     let address = format!("http://{}", service.running.address);
     let in_transaction = ensure(&Client::connect(&address).await, "in-transaction");
-    let held = hold_pool(&service.database.sql).await;
+    let held = service.database.hold_pool().await;
     let first = ensure(&Client::connect(&address).await, "first");
     service.database.wait_for_lock().await;
     let in_queue = ensure(&Client::connect(&address).await, "in-queue");
@@ -297,7 +289,7 @@ async fn a_deadline_that_passes_while_its_batch_waits_for_the_pools_row_places_n
     const DEADLINE: Duration = Duration::from_millis(100);
     let mut service = TestService::start().await;
     service.client.register(server("web-1")).await;
-    let held = hold_pool(&service.database.sql).await;
+    let held = service.database.hold_pool().await;
     let mut late = Request::new(request("late"));
     late.set_timeout(DEADLINE);
     let mut client = service.client.clone();

@@ -17,7 +17,7 @@ use resource_allocator::{
     store::MIGRATOR,
 };
 use sqlx::{
-    Connection as _, PgConnection, PgPool,
+    Connection as _, PgConnection, PgPool, Postgres, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -113,6 +113,14 @@ impl TestDatabase {
             }
         };
         tokio::time::timeout(PATIENCE, waiting).await.expect("the service waits for a lock");
+    }
+
+    /// Holds the pool's row, as a replica does that takes long: until then, no other transaction begins its work.
+    pub async fn hold_pool(&self) -> Transaction<'static, Postgres> {
+        #[expect(clippy::disallowed_methods, reason = "a test stands in the queue of writers")]
+        let mut held = self.sql.begin().await.unwrap();
+        sqlx::query("SELECT 1 FROM pools FOR UPDATE").execute(&mut *held).await.unwrap();
+        held
     }
 
     /// Makes one.
