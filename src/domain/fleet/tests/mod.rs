@@ -263,6 +263,28 @@ fn a_refusal_that_is_no_news_yet_is_kept_where_older_ones_are_forgotten() {
 }
 
 #[test]
+fn of_what_was_told_of_a_project_each_is_kept_once_and_while_it_is_no_news() {
+    let mut fleet = Fleet::default();
+    for (reason, second) in [(Reason::NoServers, 0), (Reason::PortTaken, 1), (Reason::UsageStale, 5)] {
+        fleet.apply(&refusal_of("shop", reason, second));
+    }
+    fleet.apply(&refusal_of("shop", Reason::UsageStale, 10));
+    let told = [(Reason::PortTaken, 1), (Reason::UsageStale, 10)];
+    let told = told.map(|(reason, second)| (reason, NOW + Duration::seconds(second)));
+    assert_eq!(fleet.refusals.of(&project("shop")), told);
+}
+
+#[test]
+fn a_fleet_that_was_read_anew_takes_over_which_refusals_are_no_news_yet() {
+    let mut before = Fleet::default();
+    before.apply(&refusal_of("shop", Reason::NoServers, 0));
+    let mut fleet = a_fleet(&[a_server("web-1")]);
+    assert!(!fleet.was_just_refused(&project("shop"), Reason::NoServers, NOW));
+    fleet.take_refusals_of(before);
+    assert!(fleet.was_just_refused(&project("shop"), Reason::NoServers, NOW));
+}
+
+#[test]
 fn the_sequence_is_that_of_the_last_event() {
     let mut ledger = Ledger::of(&[a_server("web-1")]);
     assert_eq!(ledger.fleet.sequence(), 1);

@@ -7,7 +7,7 @@ use crate::domain::{
 };
 
 #[test]
-fn whoever_cannot_be_placed_after_all_stays_and_is_not_tried_again() {
+fn whoever_cannot_be_placed_after_all_stays_and_is_not_tried_again_before_a_server_changes() {
     let mut ledger = full();
     for name in ["first", "second", "third"] {
         stand(&mut ledger, name, 1024);
@@ -29,6 +29,14 @@ fn whoever_cannot_be_placed_after_all_stays_and_is_not_tried_again() {
     }
     assert_eq!(tried, ["first", "second", "third"]);
     assert!(matches!(settling.next(&mut fleet, &known, &context), Step::Settled));
+    // Nor when the line is settled next, before a server changes that has room.
+    fleet.line_mut().touch(&handle("b"));
+    assert!(matches!(Settling::begin().next(&mut fleet, &known, &context), Step::Settled));
+    fleet.line_mut().touch(&handle("a"));
+    match Settling::begin().next(&mut fleet, &known, &context) {
+        Step::Serve(waiter) => assert_eq!(waiter.project_id, project("first")),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
