@@ -1,8 +1,12 @@
 -- An edit by hand has the pool's row until it is committed, and every replica waits. One that is forgotten, or whose host is gone,
--- ends after half a minute without a statement. Whoever needs longer sets idle_in_transaction_session_timeout before.
+-- ends after half a minute without a statement. Whoever needs longer sets idle_in_transaction_session_timeout before, for the session,
+-- the role or the database; what holds for the whole server is not meant for this.
 CREATE FUNCTION end_forgotten_edit() RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    IF current_setting('idle_in_transaction_session_timeout') = '0' THEN
+    IF EXISTS (
+        SELECT FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'
+            AND source NOT IN ('session', 'client', 'user', 'database', 'database user')
+    ) THEN
         PERFORM set_config('idle_in_transaction_session_timeout', '30s', true);
     END IF;
 END $$;

@@ -4,7 +4,11 @@
 use std::{sync::Arc, time::Duration};
 
 use sqlx::PgConnection;
-use tokio::{runtime::Handle, sync::RwLock, task::JoinError};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, RwLock},
+    task::JoinError,
+};
 
 use super::{AllocatorOptions, line, replica::Replica};
 use crate::store::{
@@ -30,6 +34,8 @@ pub(super) struct Follower {
     pub(super) replica: Arc<RwLock<Replica>>,
     /// The runtime whose connections these are.
     pub(super) runtime: Handle,
+    /// Held while the tables are read anew, which may take long, and keeps the replica from everyone else.
+    pub(super) loading: Arc<Mutex<()>>,
 }
 
 impl Follower {
@@ -53,11 +59,17 @@ impl Follower {
         }
     }
 
+    /// Whether the tables are being read anew.
+    pub(super) fn is_loading(&self) -> bool {
+        self.loading.try_lock().is_err()
+    }
+
     /// Brings the fleet to a state of the tables, and tells which.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(super) async fn load(&self, replica: &mut Replica) -> Result<PoolState, StoreError> {
+        let _loading = self.loading.lock().await;
         let load = async {
             // Begun under the lock: a snapshot from before could be older than what this replica has committed since.
             let mut snapshot = self.store.begin_load().await?;

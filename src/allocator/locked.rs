@@ -90,15 +90,13 @@ impl Combiner {
         batch: &mut Vec<Job>,
         alone: Alone,
     ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
-        // While the tables are read anew, which may take long, the database has nothing to say to the combiner.
-        drop(self.replica.read().await);
         let turn = Arc::clone(&self.turn).lock_owned().await;
         let begin = Instant::now();
-        let store = self.store.clone();
+        let follower = self.follower.clone();
         let committed = tokio::select! {
             biased;
             committed = self.commit(batch, alone, Tables::Followed) => Some(committed),
-            () = silence::of_database(&store) => None,
+            () = silence::of_database(&follower) => None,
         };
         drop(turn);
         if committed.is_none() {

@@ -97,6 +97,7 @@ impl Allocator {
             options,
             replica: Arc::clone(&replica),
             runtime: Handle::current(),
+            loading: Arc::default(),
         };
         let combiner = Combiner {
             store: store.clone(),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::store::{Store, StoreError, abandoned};
+use super::follow::Follower;
+use crate::store::{Store, StoreError};
 
 /// How long a transaction may take before the database counts as frozen: longer than its own limits let it take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -12,14 +13,19 @@ const LIMIT: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(7);
 /// How long such a look may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
+/// How much later is looked once more: what was sent just before the first look may not have been there.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Waits until a transaction that began just now, and has no answer yet, is not to be waited for any longer.
-pub(super) async fn of_database(store: &Store) {
+pub(super) async fn of_database(follower: &Follower) {
     let unheard = async {
         loop {
             tokio::time::sleep(LOOK).await;
-            if matches!(tokio::time::timeout(LOOK_LIMIT, store.hears_combiner()).await, Ok(Ok(false))) {
-                return;
+            if is_unheard(follower).await {
+                tokio::time::sleep(AGAIN).await;
+                if is_unheard(follower).await {
+                    return;
+                }
             }
         }
     };
@@ -27,10 +33,16 @@ pub(super) async fn of_database(store: &Store) {
     let _ = tokio::time::timeout(LIMIT, unheard).await;
 }
 
+/// Whether the database waits for the combiner, which waits for it. While the tables are read anew the combiner may wait for that.
+async fn is_unheard(follower: &Follower) -> bool {
+    !follower.is_loading()
+        && matches!(tokio::time::timeout(LOOK_LIMIT, follower.store.hears_combiner()).await, Ok(Ok(false)))
+}
+
 /// Takes the pool's row from replicas that are gone, where it can be found out that they are.
 pub(super) async fn of_others(store: &Store) {
-    let ended = async { abandoned::end(&mut *store.acquire().await?).await };
-    match tokio::time::timeout(LIMIT, ended).await.unwrap_or_else(|_| Err(StoreError::silent())) {
+    let ended = tokio::time::timeout(LOOK_LIMIT, store.end_abandoned());
+    match ended.await.unwrap_or_else(|_| Err(StoreError::silent())) {
         Ok(0) => {}
         Ok(ended) => {
             tracing::warn!(ended, "ended sessions that had the pool's row, and whose replicas were gone");

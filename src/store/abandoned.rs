@@ -10,7 +10,8 @@ use sqlx::PgConnection;
 use super::StoreError;
 
 /// Ends the service's sessions that have the pool's row, or rows of ports, and have waited for their replica for at least five
-/// seconds, as far as this role may; returns how many those were. A replica that lives goes on at once.
+/// seconds, as far as this role may; returns how many those were. A replica that lives goes on at once, and no statement of ours that
+/// is run with such rows takes as long before it sends. A pooler may add to the name of a session.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -18,7 +19,9 @@ pub async fn end(conn: &mut PgConnection) -> Result<i64, StoreError> {
     Ok(sqlx::query_scalar!(
         r#"
         SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) AS "ended!" FROM pg_stat_activity activity
-        WHERE datname = current_database() AND application_name = $1 AND pg_has_role(usesysid, 'USAGE')
+        JOIN pg_roles theirs ON theirs.oid = usesysid JOIN pg_roles ours ON ours.rolname = current_user
+        WHERE datname = current_database() AND starts_with(application_name, $1)
+            AND pg_has_role(usesysid, 'USAGE') AND (ours.rolsuper OR NOT theirs.rolsuper)
             AND state <> 'idle' AND wait_event IN ('ClientRead', 'ClientWrite')
             AND state_change < clock_timestamp() - interval '5 seconds'
             AND EXISTS (
@@ -49,12 +52,11 @@ pub(super) async fn is_heard(conn: &mut PgConnection, pid: i32) -> Result<bool, 
     Ok(sqlx::query_scalar!(
         r#"
         SELECT EXISTS (
-            SELECT FROM pg_stat_activity WHERE pid = $1 AND application_name = $2
+            SELECT FROM pg_stat_activity WHERE pid = $1
                 AND (wait_event = 'ClientRead' AND state_change < clock_timestamp() - interval '5 seconds') IS NOT TRUE
         ) AS "is_heard!"
         "#,
-        pid,
-        super::APPLICATION_NAME
+        pid
     )
     .fetch_one(conn)
     .await?)

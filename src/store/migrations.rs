@@ -25,8 +25,8 @@ const DEADLOCK_DETECTED: &str = "40P01";
 
 /// Postgres' code for a lock that was waited for in vain.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
-/// How long others may go on before it is waited for once more.
-const PAUSE: Duration = Duration::from_secs(2);
+/// How long others may go on before it is waited for once more: at first, and at the most.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 /// A migration that was applied, as sqlx notes it.
 #[derive(sqlx::FromRow)]
@@ -59,11 +59,13 @@ impl Store {
         conn.execute(MIGRATE).await?;
         // On one connection, which keeps other replicas from migrating until it is closed.
         let mut others = 1..TRIES;
+        let mut pause = PAUSES.0;
         loop {
             match MIGRATOR.run(&mut conn).await {
                 Err(error) if has_code(&error, LOCK_NOT_AVAILABLE) => {
                     tracing::warn!(%error, "a migration waits for others, and is tried again");
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSES.1);
                 }
                 Err(error) if has_code(&error, DEADLOCK_DETECTED) && others.next().is_some() => {
                     tracing::warn!(%error, "a migration stood in the way of others, and is tried again");

@@ -161,6 +161,17 @@ impl Store {
         Ok(())
     }
 
+    /// Ends sessions of replicas that are gone, as [`abandoned::end`] has it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn end_abandoned(&self) -> Result<i64, StoreError> {
+        let mut conn = self.health.acquire().await?;
+        let ended = abandoned::end(&mut conn).await?;
+        conn.keep();
+        Ok(ended)
+    }
+
     /// A connection for reads of one statement each.
     ///
     /// # Errors

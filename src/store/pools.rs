@@ -196,7 +196,7 @@ pub async fn settle_home(conn: &mut PgConnection) -> Result<bool, StoreError> {
         )
         UPDATE pools SET home = here.home, epoch = CASE WHEN old.home IS NULL THEN epoch ELSE gen_random_uuid() END
         FROM here, old
-        WHERE pools.pool_id = old.pool_id AND old.home IS DISTINCT FROM here.home
+        WHERE pools.pool_id = old.pool_id
         RETURNING old.home IS NOT NULL AS "moved!"
         "#,
         DEFAULT_POOL

@@ -1,6 +1,10 @@
 //! How a session with Postgres begins, and how it is found out that one is of no use any more.
 
-use std::time::Duration;
+use std::{
+    io::ErrorKind,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use sqlx::{
     Connection as _, Executor as _, PgConnection, PgPool,
@@ -21,9 +25,11 @@ macro_rules! keep_alive {
 pub(super) const KEEP_ALIVE: &str = keep_alive!();
 
 /// While a migration waits for a table, as that of a dump, whoever comes after waits behind it: so it waits in short turns. A
-/// replica that freezes in the middle of one loses it.
-pub(super) const MIGRATE: &str =
-    concat!(keep_alive!(), "; SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '20s'");
+/// replica that freezes in the middle of one, or between two, loses it.
+pub(super) const MIGRATE: &str = concat!(
+    keep_alive!(),
+    "; SET lock_timeout = '1s'; SET idle_in_transaction_session_timeout = '20s'; SET idle_session_timeout = '60s'"
+);
 
 /// Every statement of ours that is run often has its index. A plan that was cached while a table was small, or before its
 /// statistics were gathered, would scan the table all the same, and go on to while it grows.
@@ -46,9 +52,11 @@ pub(super) const PLAN_ONCE: &str = plan_once!();
 /// The combiner's connection is its alone, so that what holds for each of its transactions is said once.
 pub(super) const PLAN_ONCE_AND_WRITE: &str = concat!(plan_once!(), "; ", write::settings!("SET"));
 
-/// How long a connection that lay idle, or was used, is asked whether it is still there. Behind a host that is gone without a word it
-/// would be asked for a quarter of an hour.
-const TEST_LIMIT: Duration = Duration::from_secs(1);
+/// How long a connection that lay idle is asked whether it is still there. Behind a host that is gone without a word it would be asked
+/// for a quarter of an hour. Less than one waits for a connection, so that there is time for another one.
+const IDLE_LIMIT: Duration = Duration::from_secs(2);
+/// The same of one that was used: what it was used for may still be under way, and nobody waits.
+const USED_LIMIT: Duration = Duration::from_secs(5);
 
 /// Connections that are begun with these settings, and lead to a database that takes writes: what is read of a standby, where a
 /// name led to it for a moment, may be of long ago, and such a session would be kept.
@@ -58,6 +66,39 @@ pub(super) fn pool(
     max_connections: u32,
     settings: &'static str,
 ) -> PgPool {
+    options(acquire_timeout, max_connections, settings).connect_lazy_with(connect.clone())
+}
+
+/// The same, each asked before it is used whether it is still there, and afterwards: they lie idle for long, and those that a Postgres
+/// which is gone has left behind must not fail one caller each. Where one does not answer, none is asked that was not used since.
+pub(super) fn tested_pool(
+    connect: &PgConnectOptions,
+    acquire_timeout: Duration,
+    max_connections: u32,
+    settings: &'static str,
+) -> PgPool {
+    let silent = Arc::new(Mutex::new(None::<Instant>));
+    options(acquire_timeout, max_connections, settings)
+        .before_acquire(move |conn, meta| {
+            let silent = Arc::clone(&silent);
+            Box::pin(async move {
+                let begin = Instant::now();
+                let is_older = |silent: Instant| silent.elapsed() <= meta.idle_for;
+                if silent.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(is_older) {
+                    return Err(sqlx::Error::Io(ErrorKind::TimedOut.into()));
+                }
+                let answer = ask(conn, IDLE_LIMIT).await;
+                if answer.is_err() {
+                    *silent.lock().unwrap_or_else(PoisonError::into_inner) = Some(begin);
+                }
+                answer
+            })
+        })
+        .after_release(|conn, _| Box::pin(ask(conn, USED_LIMIT)))
+        .connect_lazy_with(connect.clone())
+}
+
+fn options(acquire_timeout: Duration, max_connections: u32, settings: &'static str) -> PgPoolOptions {
     PgPoolOptions::new()
         .max_connections(max_connections)
         .acquire_timeout(acquire_timeout)
@@ -71,23 +112,6 @@ pub(super) fn pool(
                 Ok(())
             })
         })
-        .connect_lazy_with(connect.clone())
-}
-
-/// The same, each asked before it is used whether it is still there, and afterwards: they lie idle for long, and those that a Postgres
-/// which is gone has left behind must not fail one caller each.
-pub(super) fn tested_pool(
-    connect: &PgConnectOptions,
-    acquire_timeout: Duration,
-    max_connections: u32,
-    settings: &'static str,
-) -> PgPool {
-    let pool = pool(connect, acquire_timeout, max_connections, settings);
-    let options = pool.options().clone();
-    options
-        .before_acquire(|conn, _| Box::pin(test(conn)))
-        .after_release(|conn, _| Box::pin(test(conn)))
-        .connect_lazy_with(connect.clone())
 }
 
 /// Whether the database takes no writes. A standby says so of every transaction, as does a database that is set to be read alone.
@@ -97,10 +121,10 @@ pub(super) async fn is_read_only(conn: &mut PgConnection) -> Result<bool, sqlx::
         .await
 }
 
-/// An error has it closed without a word to the other end.
-async fn test(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    match tokio::time::timeout(TEST_LIMIT, conn.ping()).await {
+/// Asks a connection whether it is still there. An error has it closed without a word to the other end.
+async fn ask(conn: &mut PgConnection, limit: Duration) -> Result<bool, sqlx::Error> {
+    match tokio::time::timeout(limit, conn.ping()).await {
         Ok(answer) => answer.map(|()| true),
-        Err(_) => Err(sqlx::Error::PoolTimedOut),
+        Err(_) => Err(sqlx::Error::Io(ErrorKind::TimedOut.into())),
     }
 }
