@@ -275,6 +275,12 @@ mod tests {
     }
 
     #[test]
+    fn a_resource_is_named_as_callers_name_it() {
+        assert_eq!(Resource::ALL.map(Resource::name), ["ram", "disk", "cpu"]);
+        assert_eq!(Resource::ALL.map(Resource::field), ["ram_mb", "disk_mb", "cpu_millis"]);
+    }
+
+    #[test]
     fn amounts_are_told_with_their_units() {
         let amounts = Resources { cpu_millis: 0, ram_mb: 512, disk_mb: 1024 };
         assert_eq!(amounts.to_string(), "512 MB RAM, 1024 MB disk, 0 thousandths of a CPU");
