@@ -14,6 +14,7 @@ use super::{AllocatorOptions, line, replica::Replica};
 use crate::store::{
     Store, StoreError, events,
     pools::{self, PoolState},
+    within,
 };
 
 /// How many operations are read at once.
@@ -75,7 +76,7 @@ impl Follower {
             let mut snapshot = self.store.begin_load().await?;
             self.load_from(&mut snapshot, replica).await
         };
-        tokio::time::timeout(LIMIT, load).await.unwrap_or_else(|_| Err(StoreError::silent()))
+        within(LIMIT, load).await
     }
 
     /// The same, from a snapshot that was begun.
@@ -103,10 +104,7 @@ impl Follower {
             conn.keep();
             Ok(entries)
         };
-        let entries = match tokio::time::timeout(PAGE_LIMIT, read)
-            .await
-            .unwrap_or_else(|_| Err(StoreError::silent()))
-        {
+        let entries = match within(PAGE_LIMIT, read).await {
             // Who has the row reads the tables, which need not be stopped by what this release cannot read in the log.
             Err(StoreError::Inconsistent { .. }) => return Ok(false),
             entries => entries?,

@@ -11,7 +11,7 @@ use super::{
     follow::Follower,
     inventory, line,
 };
-use crate::store::{StoreError, leases, pools};
+use crate::store::{leases, pools, within};
 
 /// How often the log is told what nobody asked for.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
@@ -34,8 +34,7 @@ impl Housekeeper {
         while self.queue.strong_count() > 0 {
             ticks.tick().await;
             for _ in 0..MOST_IN_A_ROW {
-                let done = tokio::time::timeout(LIMIT, self.step()).await;
-                match done.unwrap_or_else(|_| Err(StoreError::silent().into())) {
+                match within(LIMIT, Box::pin(self.step())).await {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(error) => {

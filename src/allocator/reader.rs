@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Error, remembered::Remembered};
 use crate::{
     domain::ProjectId,
-    store::{Store, StoreError, changes, placements},
+    store::{Store, StoreError, changes, placements, within},
 };
 
 /// How many projects are read at once at the most.
@@ -60,8 +60,7 @@ async fn run(store: Store, mut waiting: mpsc::Receiver<(ProjectId, oneshot::Send
         let mut ids: Vec<ProjectId> = batch.iter().map(|(id, _)| id.clone()).collect();
         ids.sort_unstable();
         ids.dedup();
-        let found = tokio::time::timeout(LIMIT, read(&store, &mut conn, &mut remembered, &ids)).await;
-        match found.unwrap_or_else(|_| Err(StoreError::silent())) {
+        match within(LIMIT, read(&store, &mut conn, &mut remembered, &ids)).await {
             Ok(found) => {
                 for (id, reply) in batch.drain(..) {
                     // A caller that hung up has no use for the answer.

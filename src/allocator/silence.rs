@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::follow::Follower;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, within};
 
 /// How long a transaction may take before the database counts as frozen: longer than its own limits let it take.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -35,14 +35,12 @@ pub(super) async fn of_database(follower: &Follower) {
 
 /// Whether the database waits for the combiner, which waits for it. While the tables are read anew the combiner may wait for that.
 async fn is_unheard(follower: &Follower) -> bool {
-    !follower.is_loading()
-        && matches!(tokio::time::timeout(LOOK_LIMIT, follower.store.hears_combiner()).await, Ok(Ok(false)))
+    !follower.is_loading() && matches!(within(LOOK_LIMIT, follower.store.hears_combiner()).await, Ok(false))
 }
 
 /// Takes the pool's row from replicas that are gone, where it can be found out that they are.
 pub(super) async fn of_others(store: &Store) {
-    let ended = tokio::time::timeout(LOOK_LIMIT, store.end_abandoned());
-    match ended.await.unwrap_or_else(|_| Err(StoreError::silent())) {
+    match within(LOOK_LIMIT, store.end_abandoned()).await {
         Ok(0) => {}
         Ok(ended) => {
             tracing::warn!(ended, "ended sessions that had the pool's row, and whose replicas were gone");

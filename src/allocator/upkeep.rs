@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, mpsc};
 use super::{AllocatorOptions, Error, command::Job};
 use crate::{
     domain::fleet::CLOCK_SKEW,
-    store::{Store, StoreError, events, pools, ports},
+    store::{Store, StoreError, events, pools, ports, within},
 };
 
 /// How often it is looked whether there is something to remove.
@@ -49,8 +49,8 @@ impl Upkeep {
                 while more && self.queue.strong_count() > 0 {
                     let begin = Instant::now();
                     // Both in turn: much of the one does not hold up the other.
-                    let more_ports = in_time(self.remove_rested()).await?;
-                    more = in_time(self.remove_events()).await? || more_ports;
+                    let more_ports = within(LIMIT, self.remove_rested()).await?;
+                    more = within(LIMIT, self.remove_events()).await? || more_ports;
                     tokio::time::sleep(begin.elapsed() * REST).await;
                 }
                 Ok::<_, Error>(())
@@ -100,13 +100,9 @@ impl Upkeep {
             transaction.commit().await.map_err(StoreError::from)
         };
         // Where the database says nothing, the batches are to find that out by themselves.
-        let committed = tokio::time::timeout(LONGEST_TURN, committed).await;
+        let committed = within(LONGEST_TURN, committed).await;
         drop(turn);
-        committed.map_err(|_| StoreError::silent())??;
+        committed?;
         Ok(true)
     }
-}
-
-async fn in_time(step: impl Future<Output = Result<bool, Error>>) -> Result<bool, Error> {
-    tokio::time::timeout(LIMIT, step).await.unwrap_or_else(|_| Err(StoreError::silent().into()))
 }

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::tailer::READ_LIMIT;
-use crate::store::{Store, StoreError, hints};
+use crate::store::{Store, StoreError, hints, within};
 
 /// How far apart the hints of one replica are at least: others need one for many commits.
 const APART: Duration = Duration::from_millis(10);
@@ -39,7 +39,7 @@ pub(super) async fn give(
             let mut conn = store.acquire().await?;
             hints::give(&mut conn, replica).await
         };
-        if let Err(error) = timeout(READ_LIMIT, given).await.unwrap_or_else(|_| Err(StoreError::silent())) {
+        if let Err(error) = within(READ_LIMIT, given).await {
             tracing::debug!(
                 error = &error as &dyn std::error::Error,
                 "other replicas were not told of a commit"

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{ProjectId, ServerHandle, event::LogEntry},
-    store::{StoreError, events, pools},
+    store::{events, pools, within},
 };
 
 /// How many operations of the history are read at once: enough to seldom ask, and not more, for one of a server with every label and
@@ -215,8 +215,7 @@ impl Watcher {
                 let mut conn = self.hub.store.acquire().await?;
                 pools::find(&mut conn).await
             };
-            let pool = tokio::time::timeout(READ_LIMIT, read).await;
-            match pool.unwrap_or_else(|_| Err(StoreError::silent())) {
+            match within(READ_LIMIT, read).await {
                 Ok(pool) if pool.epoch != self.epoch => return Err(WatchError::Restarted.into()),
                 Ok(pool) => return Ok(pool.last_sequence),
                 Err(error) if error.may_pass() => self.pause().await?,
@@ -263,8 +262,7 @@ impl Watcher {
 
     /// The next page; a database that says nothing is one that cannot be reached.
     async fn page(&self, target: i64) -> Result<Vec<LogEntry>, WatchError> {
-        let page = tokio::time::timeout(READ_LIMIT, self.read_page(target)).await;
-        page.unwrap_or_else(|_| Err(StoreError::silent().into()))
+        within(READ_LIMIT, self.read_page(target)).await
     }
 
     async fn read_page(&self, target: i64) -> Result<Vec<LogEntry>, WatchError> {

@@ -16,6 +16,7 @@ use crate::{
     store::{
         Store, StoreError, events,
         pools::{self, PoolState},
+        within,
     },
 };
 
@@ -205,8 +206,7 @@ async fn tail(hub: Hub, mut committed: watch::Receiver<i64>, news: Arc<Notify>) 
             () = sleep(POLL) => {}
         }
         sleep_until(again).await;
-        let followed = tokio::time::timeout(READ_LIMIT, hub.follow()).await;
-        match followed.unwrap_or_else(|_| Err(StoreError::silent())) {
+        match within(READ_LIMIT, hub.follow()).await {
             Ok(true) => again = Instant::now() + apart(hub.feed.listeners_to_everything()),
             Ok(false) => {}
             Err(error) => {

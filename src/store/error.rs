@@ -1,6 +1,19 @@
 //! What can go wrong with Postgres, as far as the layers above act on it.
 
+use std::time::Duration;
+
 use sqlx::error::DatabaseError;
+
+/// Waits for what the database answers, and takes one that says nothing for so long for one that cannot be reached.
+///
+/// # Errors
+/// Those of `answer`; [`StoreError::silent`].
+pub async fn within<T, E: From<StoreError>>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    tokio::time::timeout(limit, answer).await.unwrap_or_else(|_| Err(StoreError::silent().into()))
+}
 
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +58,6 @@ impl StoreError {
     #[must_use]
     pub fn silent() -> Self {
         Self::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))
-    }
-
-    /// The database answers, and takes no writes.
-    #[must_use]
-    pub fn read_only() -> Self {
-        Self::Unavailable(sqlx::Error::Protocol("the database is read-only".to_owned()))
     }
 
     /// Whether the same may succeed a moment later.

@@ -37,7 +37,7 @@ use sqlx::{
 };
 
 pub use self::{
-    error::StoreError,
+    error::{StoreError, within},
     migrations::MIGRATOR,
     own::Kept,
     write::{WriteTransaction, read_clock, write_planned},
@@ -151,11 +151,9 @@ impl Store {
     /// [`StoreError::Unavailable`] when it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
         let mut conn = self.health.acquire().await?;
-        let is_read_only = sessions::is_read_only(&mut conn).await?;
-        if is_read_only {
-            // The connection is not kept: the name may lead to the primary by now, and a setting holds for those that are new.
-            return Err(StoreError::read_only());
-        }
+        // Where it takes none, the connection is not kept: the name may lead to the primary by now, and a setting holds for those that
+        // are new.
+        sessions::refuse_read_only(&mut conn).await?;
         conn.keep();
         *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(())

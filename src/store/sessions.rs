@@ -106,19 +106,22 @@ fn options(acquire_timeout: Duration, max_connections: u32, settings: &'static s
         .after_connect(move |conn, _| {
             Box::pin(async move {
                 conn.execute(settings).await?;
-                if is_read_only(conn).await? {
-                    return Err(sqlx::Error::Protocol("the database is read-only".to_owned()));
-                }
-                Ok(())
+                refuse_read_only(conn).await
             })
         })
 }
 
-/// Whether the database takes no writes. A standby says so of every transaction, as does a database that is set to be read alone.
-pub(super) async fn is_read_only(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(r#"SELECT current_setting('transaction_read_only')::boolean AS "is_read_only!""#)
-        .fetch_one(conn)
-        .await
+/// An error where the database takes no writes. A standby says so of every transaction, as does a database that is set to be read
+/// alone.
+pub(super) async fn refuse_read_only(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let is_read_only =
+        sqlx::query_scalar!(r#"SELECT current_setting('transaction_read_only')::boolean AS "is_read_only!""#)
+            .fetch_one(conn)
+            .await?;
+    if is_read_only {
+        return Err(sqlx::Error::Protocol("the database is read-only".to_owned()));
+    }
+    Ok(())
 }
 
 /// Asks a connection whether it is still there. An error has it closed without a word to the other end.
