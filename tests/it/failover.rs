@@ -9,7 +9,8 @@ use std::{
 
 use resource_allocator::{
     proto::v1::{self, EnsureOutcome, allocation_event::Detail, watch_allocations_response::Payload},
-    store::{Store, StoreOptions},
+    server::RunningServer,
+    shutdown::Shutdown,
 };
 use sqlx::{
     Executor as _,
@@ -53,32 +54,45 @@ async fn place_and_read(client: &Client, project_id: &str) {
     insist("find", async || client.clone().allocator.find_server(find()).await).await;
 }
 
-/// How a database is reached through a proxy.
-fn through(proxy: &Proxy, database: &TestDatabase) -> PgConnectOptions {
-    let options = database.connect_options();
-    PgConnectOptions::new_without_pgpass()
-        .host("127.0.0.1")
-        .port(proxy.address.port())
-        .username(options.get_username())
-        .database(options.get_database().unwrap())
-        .ssl_mode(PgSslMode::Disable)
+/// A service that reaches its database through a proxy.
+struct Proxied {
+    _shutdown: Shutdown,
+    client: Client,
+    _running: RunningServer,
+    proxy: Proxy,
+    database: TestDatabase,
+}
+
+impl Proxied {
+    async fn start() -> Self {
+        let database = TestDatabase::create().await;
+        let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
+        let options = database.connect_options();
+        let through_proxy = PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(proxy.address.port())
+            .username(options.get_username())
+            .database(options.get_database().unwrap())
+            .ssl_mode(PgSslMode::Disable);
+        let (running, client, shutdown) = TestService::builder().start_at(through_proxy).await;
+        Self { _shutdown: shutdown, client, _running: running, proxy, database }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_host_that_is_gone_without_a_word_is_given_up() {
-    let database = TestDatabase::create().await;
-    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
-    let (_running, mut client, _shutdown) = TestService::builder().start_at(through(&proxy, &database)).await;
+    let mut service = Proxied::start().await;
+    let (client, proxy) = (&mut service.client, &service.proxy);
     client.register(server("web-1")).await;
-    place_and_read(&client, "before").await;
+    place_and_read(client, "before").await;
     let watch = v1::WatchAllocationsRequest::default();
     let mut watched = client.allocator.watch_allocations(watch).await.unwrap().into_inner();
     assert!(matches!(watched.message().await.unwrap().unwrap().payload, Some(Payload::Bookmark(_))));
 
     proxy.vanish();
     // The combiner and the reader find it out by a call, health, the tailer and the follower by themselves.
-    place_and_read(&client, "after").await;
-    place_and_read(&client, "before").await;
+    place_and_read(client, "after").await;
+    place_and_read(client, "before").await;
     insist("health", async || {
         let request = HealthCheckRequest { service: String::new() };
         let answer = HealthClient::new(client.channel.clone()).check(request).await.unwrap().into_inner();
@@ -100,12 +114,11 @@ async fn a_database_host_that_is_gone_without_a_word_is_given_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replicas_host_that_is_gone_in_the_middle_of_a_batch_holds_up_the_others_for_seconds_alone() {
-    let database = TestDatabase::create().await;
-    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
-    let (_first, mut going, _shutdown) = TestService::builder().start_at(through(&proxy, &database)).await;
-    let (_second, staying, _shutdown) = TestService::builder().start_replica(&database).await;
+    let mut service = Proxied::start().await;
+    let (going, proxy, database) = (&mut service.client, &service.proxy, &service.database);
+    let (_second, staying, _shutdown) = TestService::builder().start_replica(database).await;
     going.register(server("web-1")).await;
-    place_and_read(&going, "before").await;
+    place_and_read(going, "before").await;
 
     // Postgres has the whole batch but for the message that ends it: to wait for that is no idleness which it would end.
     proxy.order(Cut { step: Step::Round(0), end: End::Never });
@@ -122,9 +135,7 @@ async fn a_replicas_host_that_is_gone_in_the_middle_of_a_batch_holds_up_the_othe
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shared_connections_to_a_host_that_is_gone_fail_nobody_who_comes_later() {
-    let database = TestDatabase::create().await;
-    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
-    let (_running, client, _shutdown) = TestService::builder().start_at(through(&proxy, &database)).await;
+    let Proxied { client, proxy, .. } = &Proxied::start().await;
     let list = || {
         let mut inventory = client.inventory.clone();
         tokio::spawn(async move { inventory.list_servers(v1::ListServersRequest::default()).await })
@@ -149,11 +160,10 @@ async fn shared_connections_to_a_host_that_is_gone_fail_nobody_who_comes_later()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lease_ends_though_the_host_that_the_log_was_read_from_is_gone() {
-    let database = TestDatabase::create().await;
-    let proxy = Proxy::start(&TestDatabase::socket_dir()).await;
-    let (_running, mut client, _shutdown) = TestService::builder().start_at(through(&proxy, &database)).await;
+    let mut service = Proxied::start().await;
+    let (client, proxy, database) = (&mut service.client, &service.proxy, &service.database);
     client.register(server("web-1")).await;
-    place_and_read(&client, "before").await;
+    place_and_read(client, "before").await;
     proxy.vanish();
     // It is planned under the row, for which what others have committed is read: by the connection of those who follow.
     let ensure = async || client.clone().allocator.ensure_allocation(leased("preview", 5)).await;
@@ -169,11 +179,7 @@ async fn a_lease_ends_though_the_host_that_the_log_was_read_from_is_gone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_works_is_waited_for_and_one_that_waits_itself_is_not() {
     let database = TestDatabase::create().await;
-    let store = Store::new(StoreOptions {
-        connect: database.connect_options(),
-        max_connections: 7,
-        acquire_timeout: PATIENCE,
-    });
+    let store = database.store(7, PATIENCE);
     let mut conn = store.acquire_for_combiner().await.unwrap();
     let long = async {
         conn.execute("SELECT pg_sleep(7)").await.unwrap();

@@ -240,8 +240,7 @@ async fn a_database_that_takes_no_writes_is_away_until_it_does() {
     // What stands already may write all the while.
     let mut sql = service.database.sql.acquire().await.unwrap();
 
-    let read_only = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$";
-    sqlx::query(read_only).execute(&mut *sql).await.unwrap();
+    service.database.set_read_only(true).await;
     let end_sessions = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                         WHERE datname = current_database() AND application_name = 'resource-allocator'";
     sqlx::query(end_sessions).execute(&mut *sql).await.unwrap();
@@ -252,8 +251,7 @@ async fn a_database_that_takes_no_writes_is_away_until_it_does() {
     let changed = tokio::time::timeout(Duration::from_secs(4), health.0.message()).await;
     assert!(changed.is_err(), "{changed:?}");
 
-    let read_write = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET default_transaction_read_only', current_database()); END $$";
-    sqlx::query(read_write).execute(&mut *sql).await.unwrap();
+    service.database.set_read_only(false).await;
     assert_eq!(health.next().await, ServingStatus::Serving);
     service.client.ensure("hello-world-bot", &[]).await.unwrap();
 }
@@ -332,9 +330,7 @@ struct Held {
 
 impl Held {
     async fn begin(service: &TestService, project_id: &'static str) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "a test stands in the queue of writers")]
-        let mut transaction = service.database.sql.begin().await.unwrap();
-        sqlx::query("SELECT 1 FROM pools FOR UPDATE").execute(&mut *transaction).await.unwrap();
+        let transaction = service.database.hold_pool().await;
         let mut client = service.client.clone();
         let answer = tokio::spawn(async move { client.ensure(project_id, &[]).await });
         service.database.wait_for_lock().await;

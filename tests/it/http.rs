@@ -10,7 +10,7 @@ use reqwest::{
 };
 use resource_allocator::{http::Origin, postgres, proto::v1, server::RunningServer};
 use serde_json::{Value, json};
-use sqlx::{Executor as _, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -621,8 +621,7 @@ async fn a_page_of_a_known_origin_may_call_and_read_the_answer() {
 async fn a_deadline_that_passes_is_told_with_its_reason() {
     let mut service = TestService::start().await;
     service.client.register(server("web-1")).await;
-    let mut holder = service.database.sql.acquire().await.unwrap();
-    holder.execute("BEGIN; SELECT FROM pools FOR UPDATE").await.unwrap();
+    let held = service.database.hold_pool().await;
     let request = v1::EnsureAllocationRequest { project_id: "shop".to_owned(), ..Default::default() };
     let message = request.encode_to_vec();
     let mut body = vec![0];
@@ -643,6 +642,6 @@ async fn a_deadline_that_passes_is_told_with_its_reason() {
     let (reason, metadata) = error_info(&status);
     assert_eq!((reason.as_str(), metadata["disposition"].as_str()), ("DEADLINE_PASSED", "TECHNICAL"));
     assert_eq!(metadata["request_id"], "in-a-hurry");
-    holder.execute("ROLLBACK").await.unwrap();
+    held.rollback().await.unwrap();
     service.client.ensure("shop", &[]).await.unwrap();
 }

@@ -194,10 +194,9 @@ async fn a_lease_outlives_a_database_that_is_held_up_longer_than_it_lasts() {
     one.register(server("a")).await;
     one.place(leased("preview", 5)).await.unwrap();
     // Nobody can write for longer than the lease lasts.
-    let mut holder = database.sql.acquire().await.unwrap();
-    holder.execute("BEGIN; SELECT FROM pools FOR UPDATE").await.unwrap();
+    let held = database.hold_pool().await;
     tokio::time::sleep(Duration::from_secs(8)).await;
-    holder.execute("ROLLBACK").await.unwrap();
+    held.rollback().await.unwrap();
     // The owner comes back at once, as one that could not renew does.
     let begun = std::time::Instant::now();
     let renewed = loop {

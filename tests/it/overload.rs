@@ -12,7 +12,7 @@ use std::{
 use resource_allocator::{
     allocator::AllocatorOptions,
     proto::v1::{EnsureAllocationRequest, EnsureAllocationResponse, GetPlacementRequest, Resources},
-    store::{Store, StoreError, StoreOptions, WriteTransaction},
+    store::{StoreError, WriteTransaction},
 };
 use sqlx::{PgPool, types::time::OffsetDateTime};
 use tokio::task::JoinHandle;
@@ -234,11 +234,7 @@ async fn a_caller_that_hangs_up_leaves_nothing_half_done() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_cannot_take_the_connections_of_the_combiner_and_of_health() {
     let database = TestDatabase::create().await;
-    let store = Store::new(StoreOptions {
-        connect: database.connect_options(),
-        max_connections: 8,
-        acquire_timeout: Duration::from_millis(100),
-    });
+    let store = database.store(8, Duration::from_millis(100));
     let taken = [store.acquire().await.unwrap(), store.acquire().await.unwrap()];
     assert!(matches!(store.acquire().await, Err(StoreError::Unavailable(_))));
 
@@ -258,11 +254,7 @@ async fn readers_cannot_take_the_connections_of_the_combiner_and_of_health() {
 async fn a_snapshot_that_nobody_awaits_is_not_left_to_the_next_reader() {
     let database = TestDatabase::create().await;
     // All that share have one connection.
-    let store = Store::new(StoreOptions {
-        connect: database.connect_options(),
-        max_connections: 7,
-        acquire_timeout: Duration::from_secs(30),
-    });
+    let store = database.store(7, Duration::from_secs(30));
     drop(store.acquire().await.unwrap());
     for patience in 0..200 {
         // The caller hangs up a little later each time: before the question is sent, before it is answered, after that.
@@ -312,11 +304,7 @@ async fn a_deadline_that_passes_while_its_batch_waits_for_the_pools_row_places_n
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_that_are_too_many_are_told_so() {
     let database = TestDatabase::create().await;
-    let store = Store::new(StoreOptions {
-        connect: database.connect_options(),
-        max_connections: 7,
-        acquire_timeout: Duration::from_millis(100),
-    });
+    let store = database.store(7, Duration::from_millis(100));
     let taken = store.acquire().await.unwrap();
     assert!(matches!(store.acquire().await, Err(StoreError::Unavailable(_))), "it never said a word");
     store.ping().await.unwrap();

@@ -4,7 +4,6 @@
 use std::{collections::HashMap, time::Duration};
 
 use resource_allocator::proto::v1::{self, EnsureAllocationRequest, ServerStatus};
-use sqlx::{Connection as _, PgConnection};
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -565,9 +564,7 @@ async fn more_requests_than_may_wait_are_told_to_come_back() {
     let mut service = builder.start().await;
     service.client.register(server("web-1")).await;
     // Another transaction holds the pool, so that nothing gets on.
-    let mut conn = PgConnection::connect(service.database.url()).await.unwrap();
-    let mut held = conn.begin().await.unwrap();
-    sqlx::query("SELECT 1 FROM pools FOR UPDATE").execute(&mut *held).await.unwrap();
+    let held = service.database.hold_pool().await;
     let mut calls = JoinSet::new();
     for number in 0..8 {
         let mut client = service.client.clone();

@@ -6,7 +6,6 @@ use std::{
 };
 
 use resource_allocator::proto::v1::{self, EnsureOutcome};
-use sqlx::Executor as _;
 use tonic::Code;
 
 use crate::support::{
@@ -294,8 +293,7 @@ async fn who_only_follows_what_others_commit_stands_in_nobodys_way() {
         one.ensure(&format!("p{number}"), &["backend"]).await.unwrap();
     }
     let database = &replicas.service.database;
-    let mut holder = database.sql.acquire().await.unwrap();
-    holder.execute("BEGIN; SELECT FROM pools FOR UPDATE").await.unwrap();
+    let held = database.hold_pool().await;
 
     // The other one is behind by these. While somebody has the pool's row, it does not want it.
     let begin = Instant::now();
@@ -311,5 +309,5 @@ async fn who_only_follows_what_others_commit_stands_in_nobodys_way() {
     }
     let free = candidates(&mut one, v1::PlacementStrategy::Spread).await;
     assert_eq!(candidates(&mut two, v1::PlacementStrategy::Spread).await, free);
-    holder.execute("ROLLBACK").await.unwrap();
+    held.rollback().await.unwrap();
 }

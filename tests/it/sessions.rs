@@ -2,19 +2,11 @@
 
 use std::time::Duration;
 
-use resource_allocator::{
-    proto::v1,
-    store::{Store, StoreError, StoreOptions},
-};
-use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
-
+use resource_allocator::{proto::v1, store::StoreError};
+use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio_stream::StreamExt as _;
 
 use crate::support::{TestDatabase, TestService, process::PATIENCE, requests::request, server};
-
-fn store(database: &TestDatabase, acquire_timeout: Duration) -> Store {
-    Store::new(StoreOptions { connect: database.connect_options(), max_connections: 7, acquire_timeout })
-}
 
 /// A session that Postgres takes for one of the service's.
 async fn session(database: &TestDatabase) -> PgConnection {
@@ -28,22 +20,12 @@ async fn setting(conn: &mut PgConnection, name: &str) -> String {
     sqlx::query_scalar("SELECT current_setting($1)").bind(name).fetch_one(conn).await.unwrap()
 }
 
-async fn set_read_only(sql: &PgPool, value: &str) {
-    let alter = format!(
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = {value}', current_database()); END $$"
-    );
-    // One that may write all the same.
-    let mut conn = sql.acquire().await.unwrap();
-    conn.execute("SET default_transaction_read_only = off").await.unwrap();
-    conn.execute(sqlx::AssertSqlSafe(alter)).await.unwrap();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn no_session_with_a_database_that_takes_no_writes_is_kept() {
     let database = TestDatabase::create().await;
-    set_read_only(&database.sql, "on").await;
-    // As where a name leads to a standby for a moment: what is read there may be of long ago.
-    let store = store(&database, Duration::from_millis(300));
+    database.set_read_only(true).await;
+    // What is read of a standby may be of long ago.
+    let store = database.store(7, Duration::from_millis(300));
     assert!(matches!(store.acquire().await, Err(StoreError::Unavailable(_))));
     assert!(matches!(store.acquire_for_combiner().await, Err(StoreError::Unavailable(_))));
     assert!(matches!(store.acquire_for_reader().await, Err(StoreError::Unavailable(_))));
@@ -52,8 +34,8 @@ async fn no_session_with_a_database_that_takes_no_writes_is_kept() {
     assert!(matches!(store.ping().await, Err(StoreError::Unavailable(_))));
     store.close().await;
 
-    set_read_only(&database.sql, "off").await;
-    let store = self::store(&database, PATIENCE);
+    database.set_read_only(false).await;
+    let store = database.store(7, PATIENCE);
     store.acquire().await.unwrap();
     store.acquire_for_combiner().await.unwrap();
     store.acquire_for_reader().await.unwrap();
@@ -66,7 +48,7 @@ async fn no_session_with_a_database_that_takes_no_writes_is_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_is_told_to_look_whether_a_session_is_still_there() {
     let database = TestDatabase::create().await;
-    let store = store(&database, PATIENCE);
+    let store = database.store(7, PATIENCE);
     let mut conn = store.acquire().await.unwrap();
     assert_eq!(setting(&mut conn, "client_connection_check_interval").await, "5s");
     drop(conn);

@@ -6,7 +6,6 @@ use resource_allocator::{
     allocator::AllocatorOptions,
     proto::v1::{self, EnsureOutcome, allocation_event::Detail, left_line::Cause, server_changed::Change},
 };
-use sqlx::Executor as _;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
@@ -669,8 +668,7 @@ async fn whoever_hangs_up_while_its_batch_waits_for_the_pools_row_takes_no_place
     let mut service = TestService::start().await;
     let client = &mut service.client;
     full_server(client, "a", 1024).await;
-    let mut holder = service.database.sql.acquire().await.unwrap();
-    holder.execute("BEGIN; SELECT FROM pools FOR UPDATE").await.unwrap();
+    let held = service.database.hold_pool().await;
     // Its own connection, which goes with it.
     let gone = call(
         &Client::connect(&format!("http://{}", service.running.address)).await,
@@ -682,7 +680,7 @@ async fn whoever_hangs_up_while_its_batch_waits_for_the_pools_row_takes_no_place
     let nobody = v1::GetPlacementRequest { project_id: "nobody".to_owned() };
     client.allocator.get_placement(nobody).await.unwrap_err();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    holder.execute("ROLLBACK").await.unwrap();
+    held.rollback().await.unwrap();
     refused(
         client.place(now(waiting("after", 1024, LONG))).await,
         Code::ResourceExhausted,

@@ -14,10 +14,10 @@ use std::{
 
 use resource_allocator::{
     postgres::{Cluster, Options},
-    store::MIGRATOR,
+    store::{MIGRATOR, Store, StoreOptions},
 };
 use sqlx::{
-    Connection as _, PgConnection, PgPool, Postgres, Transaction,
+    Connection as _, Executor as _, PgConnection, PgPool, Postgres, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -121,6 +121,20 @@ impl TestDatabase {
         let mut held = self.sql.begin().await.unwrap();
         sqlx::query("SELECT 1 FROM pools FOR UPDATE").execute(&mut *held).await.unwrap();
         held
+    }
+
+    /// Has new sessions take no writes, or take them again, as where a name leads to a standby for a moment.
+    pub async fn set_read_only(&self, is_read_only: bool) {
+        let mut conn = self.sql.acquire().await.unwrap();
+        conn.execute("SET default_transaction_read_only = off").await.unwrap();
+        let alter =
+            format!("ALTER DATABASE {} SET default_transaction_read_only = {is_read_only}", self.name);
+        conn.execute(sqlx::AssertSqlSafe(alter)).await.unwrap();
+    }
+
+    /// The service's connections to it, without the service: six of one purpose each, and the others shared.
+    pub fn store(&self, max_connections: u32, acquire_timeout: Duration) -> Store {
+        Store::new(StoreOptions { connect: self.connect_options(), max_connections, acquire_timeout })
     }
 
     /// Makes one.
