@@ -20,7 +20,7 @@ const WINDOW: u32 = (1 << 31) - 1;
 const FIRST_WINDOW: u32 = (1 << 16) - 1;
 /// After how much the connection's window is moved on.
 const WINDOW_STEP: u32 = 1 << 26;
-const BUFFER: usize = 1 << 18;
+const BUFFER: usize = 1 << 16;
 
 const FRAME_HEADER: usize = 9;
 const DATA: u8 = 0;

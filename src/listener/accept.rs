@@ -26,6 +26,11 @@ const TURN: Duration = Duration::from_millis(500);
 const UNANSWERED: u32 = 3;
 /// The longest time of either kind that Linux takes (`MAX_TCP_KEEPIDLE`).
 const LONGEST_KEEPALIVE: Duration = Duration::from_secs(32_767);
+/// How much the system keeps of what was sent and not acknowledged, in bytes; Linux counts its own upkeep too, and takes twice as much
+/// for that. Left alone it takes megabytes for each client that is slower than its watch, and a service that writes to hundreds of
+/// them at once, and waits for none, takes the processors away from Postgres. Over a long way it bounds what one connection carries:
+/// some 3 MB/s where an acknowledgement takes 100 ms.
+const SEND_BUFFER: usize = 256 << 10;
 /// What the first byte of a TLS handshake is.
 const HANDSHAKE: u8 = 22;
 /// The answer to a client that speaks HTTP/1.1 where TLS is spoken.
@@ -60,12 +65,9 @@ pub(super) async fn run(
                 continue;
             }
         };
-        // Without it, each answer waits 40 ms for the acknowledgement of its headers.
-        if stream.set_nodelay(true).is_err() {
+        if set_up(&stream, options.connection).is_err() {
             continue;
         }
-        // Where the system does not, the connection is as good.
-        let _ = keep_alive(&stream, options.connection);
         let Some(certificates) = &certificates else {
             if sender.send(Connection::plain(stream, address, place, lasts)).await.is_err() {
                 return;
@@ -126,6 +128,16 @@ fn ended(_: AcquireError) -> io::Error {
     io::Error::other("the listener has ended")
 }
 
+/// Tells the system what is wanted of a connection.
+fn set_up(stream: &TcpStream, limits: ConnectionLimits) -> io::Result<()> {
+    // Without it, each answer waits 40 ms for the acknowledgement of its headers.
+    stream.set_nodelay(true)?;
+    // Where the system does not do these, the connection is as good.
+    let _ = sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER);
+    let _ = keep_alive(stream, limits);
+    Ok(())
+}
+
 /// Has the system ask now and then whether the client is there. HTTP/2 does so by itself, HTTP/1.1 does not.
 fn keep_alive(stream: &TcpStream, limits: ConnectionLimits) -> io::Result<()> {
     sockopt::set_socket_keepalive(stream, true)?;
@@ -165,4 +177,27 @@ async fn secure(
     }
     drop(turn);
     secured.await
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_system_is_told_what_is_wanted_of_a_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        set_up(&stream, ConnectionLimits::default()).unwrap();
+        assert!(stream.nodelay().unwrap());
+        assert!(sockopt::socket_keepalive(&stream).unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), ConnectionLimits::default().keepalive_interval);
+        // What is asked for beyond the system's own limit is cut to it, and that is not told in every container.
+        let most = std::fs::read_to_string("/proc/sys/net/core/wmem_max").ok();
+        let size = sockopt::socket_send_buffer_size(&stream).unwrap();
+        match most.and_then(|most| most.trim().parse::<usize>().ok()) {
+            Some(most) => assert_eq!(size, 2 * SEND_BUFFER.min(most)),
+            None => assert!(size <= 2 * SEND_BUFFER, "{size}"),
+        }
+    }
 }
