@@ -123,7 +123,7 @@ pub async fn start(options: ServerOptions, shutdown: Shutdown) -> anyhow::Result
         let changed = allocator.update_policy(options.policy, "flags-at-start".to_owned()).await;
         changed.context("cannot set the fleet's policy")?;
     }
-    let hub = Hub::start(store.clone(), options.watch, allocator.committed(), shutdown.soft.clone());
+    let hub = Hub::start(store.clone(), options.watch, allocator.announced(), shutdown.soft.clone());
     let api = Api::new(allocator.clone(), hub.clone(), &token_key, pool.epoch, options.strategy);
     for server in options.inventory {
         let handle = server.handle.clone();

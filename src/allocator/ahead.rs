@@ -112,7 +112,7 @@ impl Combiner {
             replica.fleet_mut().keep_attempt();
             replica.placed().apply(&entries);
             self.left_at = Some(replica.position());
-            self.committed.send_replace(replica.fleet().sequence());
+            self.announcer.announce(expected.epoch, entries);
             count(batch, begin);
             self.took = batch.len();
             return Ok(Some(answers));

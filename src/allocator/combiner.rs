@@ -10,7 +10,7 @@
 use std::{sync::Arc, time::Duration};
 
 use sqlx::{Postgres, pool::PoolConnection};
-use tokio::sync::{Mutex, RwLock, mpsc, watch};
+use tokio::sync::{Mutex, RwLock, mpsc};
 
 use super::{
     AllocatorOptions, Error,
@@ -21,7 +21,10 @@ use super::{
     locked::Alone,
     replica::{Position, Replica},
 };
-use crate::store::{Store, StoreError};
+use crate::{
+    events::Announcer,
+    store::{Store, StoreError},
+};
 
 /// The database cannot be reached, or is held up by someone else, which is the answer for everyone who waits.
 struct Unavailable(Error);
@@ -39,8 +42,8 @@ pub struct Combiner {
     /// Held while a transaction is under way. Upkeep has it while it holds the pool's row, for a batch that finds the row taken is
     /// planned anew.
     pub(super) turn: Arc<Mutex<()>>,
-    /// Tells the tailer that there is something to read.
-    pub(super) committed: watch::Sender<i64>,
+    /// Tells the tailer.
+    pub(super) announcer: Announcer,
     /// The connection, while it is good.
     pub(super) conn: Option<PoolConnection<Postgres>>,
     /// How many the last transaction took.

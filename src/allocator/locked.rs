@@ -21,7 +21,11 @@ use super::{
     silence,
 };
 use crate::{
-    domain::{Fleet, Project, ProjectId, event::ReleaseCause},
+    domain::{
+        Fleet, Project, ProjectId,
+        event::{LogEntry, ReleaseCause},
+        micros::whole_micros,
+    },
     store::{
         StoreError, WriteTransaction, placements,
         pools::{self, PoolState},
@@ -177,22 +181,26 @@ impl Combiner {
         let written = self.write(&mut transaction, &mut replica, &pool, batch);
         let result = written.instrument(trace.span()).await;
         let result = match result {
-            Ok(answers) => transaction.commit().instrument(trace.span()).await.map(|()| answers),
+            Ok(written) => transaction.commit().instrument(trace.span()).await.map(|()| written),
             Err(error) => {
                 drop(transaction);
                 Err(error)
             }
         };
-        if result.is_ok() {
-            self.conn = Some(conn);
-            self.left_at = Some(replica.position());
-            replica.note_kept();
-            self.committed.send_replace(replica.fleet().sequence());
-        } else {
-            self.clock = None;
-            replica.forget();
+        match result {
+            Ok((answers, entries)) => {
+                self.conn = Some(conn);
+                self.left_at = Some(replica.position());
+                replica.note_kept();
+                self.announcer.announce(pool.epoch, entries);
+                Ok(answers)
+            }
+            Err(error) => {
+                self.clock = None;
+                replica.forget();
+                Err(error)
+            }
         }
-        result
     }
 
     /// Begins a transaction, and waits for the pool's row. What others commit while they have it is folded meanwhile, so that
@@ -227,14 +235,14 @@ impl Combiner {
 
     /// Plans every request in memory, in arrival order, and writes what came of it. Those that wait together are concurrent, so
     /// that any order of theirs is a fair one: usage reports first, then the inventory, then what is given back, then those who wait
-    /// in line, then projects.
+    /// in line, then projects. Returns the answers, and the operations that they stand for once they are committed.
     async fn write(
         &self,
         conn: &mut PgConnection,
         replica: &mut Replica,
         pool: &pools::PoolState,
         batch: &[Job],
-    ) -> Result<Vec<Result<Answer, Error>>, StoreError> {
+    ) -> Result<(Vec<Result<Answer, Error>>, Vec<LogEntry>), StoreError> {
         let context = self.options.context(pool.now);
         let free_after = after(pool.now, self.options.port_rest);
         let set_aside_until = after(pool.now, self.options.port_set_aside);
@@ -310,7 +318,8 @@ impl Combiner {
         journal.write(conn).await?;
         line::write(conn, &journal, fleet).await?;
         replica.placed().apply(journal.entries());
-        Ok(answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect())
+        let answers = answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect();
+        Ok((answers, journal.into_entries()))
     }
 }
 
@@ -341,6 +350,6 @@ fn give_back(
 /// So much later, or as late as the tables can say: whoever means "for good" writes a very long time.
 fn after(now: OffsetDateTime, duration: Duration) -> OffsetDateTime {
     const LATEST: OffsetDateTime = datetime!(9998-12-31 00:00 UTC);
-    let duration = time::Duration::try_from(duration).unwrap_or(time::Duration::MAX);
+    let duration = time::Duration::try_from(whole_micros(duration)).unwrap_or(time::Duration::MAX);
     now.checked_add(duration).map_or(LATEST, |time| time.min(LATEST))
 }

@@ -36,7 +36,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
-    sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc, watch},
+    sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc},
     task::JoinSet,
 };
 
@@ -60,6 +60,7 @@ use crate::{
         request::{EnsureRequest, FindRequest, ReleaseRequest},
         server::Observation,
     },
+    events::{Announced, announcements},
     store::{
         Store,
         allocations::{self, AllocationFilter, AllocationRecord},
@@ -79,7 +80,7 @@ pub struct Allocator {
     placed: Placed,
     queue: mpsc::Sender<Job>,
     reader: Reader,
-    committed: watch::Receiver<i64>,
+    announced: Announced,
 }
 
 impl Allocator {
@@ -88,7 +89,7 @@ impl Allocator {
     #[must_use]
     pub fn start(store: Store, options: AllocatorOptions) -> (Self, JoinSet<()>) {
         let (queue, jobs) = mpsc::channel(options.queue_limit);
-        let (committed, news) = watch::channel(0);
+        let (announcer, news) = announcements();
         let placed = Placed::default();
         let replica = Arc::new(RwLock::new(Replica::new(placed.clone())));
         let turn = Arc::new(Mutex::new(()));
@@ -106,7 +107,7 @@ impl Allocator {
             follower: follower.clone(),
             queue: jobs,
             turn: Arc::clone(&turn),
-            committed,
+            announcer,
             conn: None,
             took: 0,
             clock: None,
@@ -121,13 +122,13 @@ impl Allocator {
         let housekeeper = Housekeeper { follower: follower.clone(), queue: queue.downgrade() };
         tokio::spawn(housekeeper.run());
         tokio::spawn(Upkeep { store: store.clone(), options, queue: queue.downgrade(), turn }.run());
-        (Self { store, options, replica, follower, placed, queue, reader, committed: news }, tasks)
+        (Self { store, options, replica, follower, placed, queue, reader, announced: news }, tasks)
     }
 
-    /// The number of the newest event that this replica committed; changes tell a tailer that there is something to read.
+    /// What this replica commits, for its tailer.
     #[must_use]
-    pub fn committed(&self) -> watch::Receiver<i64> {
-        self.committed.clone()
+    pub fn announced(&self) -> Announced {
+        self.announced.clone()
     }
 
     /// Places a project, or adds to what it holds; answers from what is committed where that is all that is asked for.

@@ -22,6 +22,7 @@ use crate::{
         Project, ProjectId, Reason, Refusal, ServerHandle,
         event::{LogEntry, Operation},
         line::{LeaveCause, Reasons, WaitingRequest, timed_out},
+        micros::whole_micros,
         request::EnsureRequest,
     },
     events::{Filter, Hub, Message, Start, WatchError},
@@ -154,7 +155,7 @@ impl Call<'_> {
                 },
                 answer => unreachable!("one who waits is not answered by {answer:?}"),
             }
-            left = self.until.saturating_duration_since(Instant::now());
+            left = whole_micros(self.until.saturating_duration_since(Instant::now()));
         }
     }
 

@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod ids;
 pub mod inventory;
 pub mod line;
+pub mod micros;
 pub mod placement;
 pub mod policy;
 pub mod port_set;

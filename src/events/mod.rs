@@ -3,6 +3,7 @@
 //! The table is the truth. What the tailer hands round is a shortcut: a watcher that finds a gap in it, for whatever reason,
 //! reads the table.
 
+mod announced;
 mod feed;
 mod hints;
 mod shared;
@@ -12,9 +13,10 @@ mod tailer;
 use std::sync::Arc;
 
 pub use self::{
+    announced::{Announced, Announcer, announcements},
     shared::{Batch, EncodedEvents, SharedEntry},
     subscription::{Filter, Message, Start, WatchStream},
-    tailer::{Hub, WatchOptions},
+    tailer::{Hub, Position, WatchOptions},
 };
 use crate::store::StoreError;
 

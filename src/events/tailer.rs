@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{feed::Feed, hints, shared::Batch};
+use super::{Announced, feed::Feed, hints, shared::Batch};
 use crate::{
     domain::event::LogEntry,
     store::{
@@ -20,8 +20,8 @@ use crate::{
     },
 };
 
-/// How often the log is looked at. What this replica commits is looked at once it is committed, and what another one commits
-/// when that one says so: but a hint may be lost, and this is the truth.
+/// How often the log is looked at. What this replica commits is handed round once it is committed, and what another one commits is
+/// looked at when that one says so: but a hint may be lost, and this is the truth.
 const POLL: Duration = Duration::from_millis(100);
 /// How far apart what is handed round is at least: each time wakes everyone who watches everything. What comes alone goes at once.
 const APART: Duration = Duration::from_millis(20);
@@ -52,9 +52,9 @@ impl Default for WatchOptions {
     }
 }
 
-/// Up to where the log was followed.
+/// A place in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Position {
+pub struct Position {
     /// The history that it is of.
     pub epoch: Uuid,
     /// The number of the last event.
@@ -74,12 +74,12 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Starts the tailer. `committed` changes whenever this replica committed something; the tailer ends with `shutdown`.
+    /// Starts the tailer of what this replica announces and the log holds; it ends with `shutdown`.
     #[must_use]
     pub fn start(
         store: Store,
         options: WatchOptions,
-        committed: watch::Receiver<i64>,
+        announced: Announced,
         shutdown: CancellationToken,
     ) -> Self {
         let hub = Self {
@@ -94,9 +94,9 @@ impl Hub {
         if options.commit_hints {
             let (store, shutdown, replica) = (&hub.store, &hub.shutdown, Uuid::now_v7());
             tokio::spawn(hints::hear(store.clone(), replica, Arc::clone(&news), shutdown.clone()));
-            tokio::spawn(hints::give(store.clone(), replica, committed.clone(), shutdown.clone()));
+            tokio::spawn(hints::give(store.clone(), replica, announced.newest.clone(), shutdown.clone()));
         }
-        tokio::spawn(tail(hub.clone(), committed, news));
+        tokio::spawn(tail(hub.clone(), announced, news));
         hub
     }
 
@@ -122,6 +122,19 @@ impl Hub {
     #[must_use]
     pub fn stopping(&self) -> CancellationToken {
         self.shutdown.clone()
+    }
+
+    /// Hands round what this replica announced and nobody else came before; whether there was anything, and whether it leads to where
+    /// this replica has committed, so that nothing needs to be looked for.
+    fn follow_announced(&self, announced: &Announced) -> (bool, bool) {
+        let Some(mut at) = *self.position.borrow() else { return (false, false) };
+        let (entries, newest) = announced.take_after(at);
+        let handed = !entries.is_empty();
+        if let Some(last) = entries.last() {
+            at.sequence = last.last_sequence();
+            self.hand_round(at, entries);
+        }
+        (handed, newest == Some(at))
     }
 
     /// Hands round what was committed since the last time; whether there was anything and anyone.
@@ -163,15 +176,20 @@ impl Hub {
                 return Ok(false);
             };
             at.sequence = last.last_sequence();
-            let mut entries = entries.into_iter();
-            while let Some(batch) = Batch::new(at.epoch, entries.by_ref().take(BATCH)) {
-                self.feed.send(batch);
-                handed = true;
-            }
-            // Only now: whoever has taken all that was handed round has everything up to here.
-            self.move_to(at);
+            self.hand_round(at, entries);
+            handed = true;
         }
         Ok(handed)
+    }
+
+    /// Hands round operations that lead to a position.
+    fn hand_round(&self, to: Position, entries: Vec<LogEntry>) {
+        let mut entries = entries.into_iter();
+        while let Some(batch) = Batch::new(to.epoch, entries.by_ref().take(BATCH)) {
+            self.feed.send(batch);
+        }
+        // Only now: whoever has taken all that was handed round has everything up to here.
+        self.move_to(to);
     }
 
     /// Goes on from the end of the log, and has every watcher see for itself what lies between.
@@ -192,21 +210,34 @@ fn apart(watchers: usize) -> Duration {
     each.clamp(APART, APART_AT_MOST)
 }
 
-async fn tail(hub: Hub, mut committed: watch::Receiver<i64>, news: Arc<Notify>) {
+async fn tail(hub: Hub, mut announced: Announced, news: Arc<Notify>) {
     let mut allocator_lives = true;
     let mut again = Instant::now();
     loop {
         // Where nobody listens, the round is enough.
         let is_heard = hub.feed.is_heard();
-        tokio::select! {
-            () = hub.shutdown.cancelled() => return,
-            changed = committed.changed(), if is_heard && allocator_lives => allocator_lives = changed.is_ok(),
-            () = news.notified(), if is_heard => {}
-            () = hub.joined.notified() => {}
-            () = sleep(POLL) => {}
+        if !is_heard {
+            announced.ignore();
         }
+        let is_ours = tokio::select! {
+            () = hub.shutdown.cancelled() => return,
+            changed = announced.newest.changed(), if is_heard && allocator_lives => {
+                allocator_lives = changed.is_ok();
+                true
+            }
+            () = news.notified(), if is_heard => false,
+            () = hub.joined.notified() => false,
+            () = sleep(POLL) => false,
+        };
         sleep_until(again).await;
-        match within(READ_LIMIT, hub.follow()).await {
+        announced.newest.mark_unchanged();
+        let (handed, is_all) = if is_heard { hub.follow_announced(&announced) } else { (false, false) };
+        let followed = if is_ours && is_all {
+            Ok(handed)
+        } else {
+            within(READ_LIMIT, hub.follow()).await.map(|read| read || handed)
+        };
+        match followed {
             Ok(true) => again = Instant::now() + apart(hub.feed.listeners_to_everything()),
             Ok(false) => {}
             Err(error) => {
@@ -220,6 +251,42 @@ async fn tail(hub: Hub, mut committed: watch::Receiver<i64>, news: Arc<Notify>) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        domain::testing,
+        events::{Filter, announcements, feed::Heard},
+        store::StoreOptions,
+    };
+
+    #[tokio::test]
+    async fn what_this_replica_commits_is_told_without_a_look_at_the_log() {
+        let epoch = Uuid::nil();
+        let start = Position { epoch, sequence: 0 };
+        // Nobody answers there.
+        let connect = "postgres://nobody@127.0.0.1:1/none".parse().unwrap();
+        let options = StoreOptions { connect, max_connections: 7, acquire_timeout: Duration::from_secs(1) };
+        let hub = Hub {
+            store: Store::new(options),
+            options: WatchOptions::default(),
+            feed: Feed::new(),
+            position: watch::Sender::new(Some(start)),
+            joined: Arc::default(),
+            shutdown: CancellationToken::new(),
+        };
+        let (combiner, announced) = announcements();
+        let mut listener = hub.feed.subscribe(&Filter::default());
+        // Kept from here on.
+        let _ = announced.take_after(start);
+        let tailing = tokio::spawn(tail(hub.clone(), announced, Arc::default()));
+        for number in 1..=3 {
+            combiner.announce(epoch, vec![testing::released(number, "shop", "web-1")]);
+            let heard = tokio::time::timeout(Duration::from_mins(1), listener.recv()).await;
+            let Ok(Ok(Heard::Batch(batch))) = heard else { panic!("{heard:?}") };
+            assert_eq!((batch.first_sequence(), batch.last_sequence()), (number, number));
+        }
+        hub.shutdown.cancel();
+        tailing.await.unwrap();
+        assert_eq!(*hub.position.borrow(), Some(Position { epoch, sequence: 3 }));
+    }
 
     #[test]
     fn the_more_watch_everything_the_less_often_they_are_woken_up_to_a_limit() {

@@ -1,6 +1,9 @@
 //! WatchAllocations: each event once and in order, from wherever a watcher starts, across reconnects and replicas.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use resource_allocator::{
     api::token::{ResumeToken, Tokens},
@@ -9,14 +12,18 @@ use resource_allocator::{
         allocation_event::Detail, resource_allocator_client::ResourceAllocatorClient, server_changed::Change,
         watch_allocations_response::Payload,
     },
+    server::RunningServer,
+    shutdown::Shutdown,
 };
 use sqlx::{Connection as _, PgPool};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, Streaming, transport::Channel};
 use uuid::Uuid;
 
 use crate::support::{
     Client, TestDatabase, TestService, error_info,
-    requests::{module, ram, request},
+    requests::{away, labels, module, module_at, ram, ram_overcommit, request, resources, udp},
     server, violations,
 };
 
@@ -499,6 +506,125 @@ async fn l42_watchers_of_every_replica_are_told_the_same_in_commit_order() {
     .await
     .unwrap();
     assert_eq!(gaps, 0);
+}
+
+/// A replica hands round what it has just committed without reading it back, and what another one committed as the log holds it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_told_live_is_what_the_log_holds_whatever_was_done() {
+    let mut service = TestService::start().await;
+    let (_replica, other, _shutdown) = TestService::builder().start_replica(&service.database).await;
+    let mut live =
+        [Watch::open(&service.client, from_beginning()).await, Watch::open(&other, from_beginning()).await];
+    let client = &mut service.client;
+    for handle in ["web-1", "web-2"] {
+        client.register(v1::Server { labels: labels(&[("zone", "eu-1")]), ..wide(handle) }).await;
+    }
+    // They follow from here on: before, there may be more to read than this takes.
+    let registered = last_sequence(&service.database.sql).await;
+    let mut told = Vec::new();
+    for watch in &mut live {
+        told.push(events(watch.up_to(registered).await));
+    }
+    // One that is planned ahead, and those that are not.
+    client.ensure("plain", &["web", "worker"]).await.unwrap();
+    client.ensure("plain", &["cron"]).await.unwrap();
+    let selected = v1::EnsureAllocationRequest {
+        server_selector: labels(&[("zone", "eu-1")]),
+        modules: vec![module_at("web", 9000), udp("dns")],
+        start_port: Some(9100),
+        resources: resources(0, 300, 400),
+        // The tables hold microseconds.
+        ttl: Some(pbjson_types::Duration { seconds: 3600, nanos: 123_456_789 }),
+        ..request("leased")
+    };
+    client.place(selected).await.unwrap();
+    client
+        .place(v1::EnsureAllocationRequest { resources: ram(20_000_000), ..request("large") })
+        .await
+        .unwrap_err();
+    client.relocate(away("plain")).await.unwrap();
+    client.port_in_use("leased", "dns", 9100).await.unwrap();
+    client.set_policy(ram_overcommit(150)).await.unwrap();
+    client.set_status("web-2", v1::ServerStatus::Maintenance).await;
+    client.release("plain", &["cron"]).await;
+    client.release("plain", &[]).await;
+    let waits = v1::EnsureAllocationRequest {
+        resources: ram(15_000_000),
+        wait_for_capacity: Some(pbjson_types::Duration { seconds: 0, nanos: 123_456_789 }),
+        ..request("waits")
+    };
+    client
+        .place(v1::EnsureAllocationRequest { resources: ram(14_000_000), ..request("first") })
+        .await
+        .unwrap();
+    client.place(waits).await.unwrap_err();
+
+    let last = last_sequence(&service.database.sql).await;
+    let replayed = events(Watch::open(&service.client, from_beginning()).await.up_to(last).await);
+    let all: BTreeSet<_> = kinds(&replayed).into_iter().collect();
+    assert_eq!(all.len(), 11, "each kind but one: {all:?}");
+    for (watch, mut told) in live.iter_mut().zip(told) {
+        told.extend(events(watch.up_to(last).await));
+        assert_eq!(told, replayed);
+    }
+}
+
+/// A second replica that commits without a pause, and a watcher of it, without hints of what the first one does.
+struct Busy {
+    watch: Watch,
+    stop: CancellationToken,
+    ensures: JoinHandle<()>,
+    _replica: (RunningServer, Shutdown),
+}
+
+impl Busy {
+    async fn start(service: &mut TestService) -> Self {
+        service.client.register(wide("web-1")).await;
+        let mut builder = TestService::builder();
+        builder.watch.commit_hints = false;
+        let (running, mut client, shutdown) = builder.start_replica(&service.database).await;
+        let mut watch = Watch::open(&client, WatchAllocationsRequest::default()).await;
+        watch.bookmark().await;
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let ensures = tokio::spawn(async move {
+            for number in 0.. {
+                if stopped.is_cancelled() {
+                    return;
+                }
+                client.ensure(&format!("busy-{number}"), &[]).await.unwrap();
+            }
+        });
+        Self { watch, stop, ensures, _replica: (running, shutdown) }
+    }
+
+    async fn stop(self) {
+        assert!(!self.ensures.is_finished(), "it was busy all the while");
+        self.stop.cancel();
+        self.ensures.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_replica_commits_is_told_while_this_one_commits_all_the_time() {
+    let mut service = TestService::start().await;
+    let mut busy = Busy::start(&mut service).await;
+    for number in 0..5 {
+        let project = format!("other-{number}");
+        service.client.ensure(&project, &[]).await.unwrap();
+        while busy.watch.event().await.project_id != project {}
+    }
+    busy.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_restarted_while_this_replica_commits_all_the_time_is_told() {
+    let mut service = TestService::start().await;
+    let mut busy = Busy::start(&mut service).await;
+    while !busy.watch.event().await.project_id.starts_with("busy") {}
+    sqlx::query("UPDATE pools SET epoch = gen_random_uuid()").execute(&service.database.sql).await.unwrap();
+    assert_log_restarted(&busy.watch.end().await);
+    busy.stop().await;
 }
 
 /// Drops the events up to `sequence`, as retention does.

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     domain::{
         ModuleName, Port,
+        micros::whole_micros,
         ports::DEFAULT_START_PORT,
         request::{EnsureRequest, FindRequest, PortInUseReport, ReleaseRequest, RelocateRequest, Strategy},
     },
@@ -40,7 +41,7 @@ fn ttl(fields: &mut Fields, value: Option<pbjson_types::Duration>) -> Option<Dur
         fields.refuse("ttl", format!("must be at least {} seconds, or 0", MIN_TTL.as_secs()));
         return None;
     }
-    Some(ttl)
+    Some(whole_micros(ttl))
 }
 
 /// A duration of at most `most`.
@@ -71,7 +72,7 @@ pub fn ensure(
 ) -> Result<(EnsureRequest, Option<Duration>), Vec<FieldViolation>> {
     let mut fields = Fields::default();
     let wait = duration(&mut fields, "wait_for_capacity", request.wait_for_capacity, MAX_WAIT);
-    let wait = wait.filter(|wait| !wait.is_zero());
+    let wait = wait.filter(|wait| !wait.is_zero()).map(whole_micros);
     let ttl = ttl(&mut fields, request.ttl);
     let id = project_id(&mut fields, "project_id", &request.project_id);
     let modules = modules(&mut fields, request.modules);
