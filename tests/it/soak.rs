@@ -14,6 +14,7 @@ use std::{
 
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use resource_allocator::proto::v1;
+use tokio::time::timeout;
 
 use crate::support::{
     Client, TestDatabase,
@@ -27,6 +28,8 @@ use crate::support::{
 const CALLERS: usize = 8;
 const WATCHERS: u64 = 12;
 const PROJECTS: u64 = 40;
+/// How long a call may take: to one whose replica is killed as it is sent, the client may never say so.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 fn length() -> Duration {
     let seconds = std::env::var("SOAK_SECONDS").ok().map_or(4, |seconds| seconds.parse().unwrap());
@@ -43,7 +46,8 @@ async fn work(endpoints: Vec<String>, seed: u64, stop: Arc<AtomicBool>) {
         // What the killed one does not answer was done, or was not: either is told in the log.
         if draw.random_bool(0.3) {
             let modules = Vec::new();
-            let _ = client.release_allocation(v1::ReleaseAllocationRequest { project_id, modules }).await;
+            let request = v1::ReleaseAllocationRequest { project_id, modules };
+            let _ = timeout(CALL_LIMIT, client.release_allocation(request)).await;
         } else {
             let mut request = request(&project_id);
             request.modules = (0..draw.random_range(1..4))
@@ -52,7 +56,7 @@ async fn work(endpoints: Vec<String>, seed: u64, stop: Arc<AtomicBool>) {
                     ..Default::default()
                 })
                 .collect();
-            let _ = client.ensure_allocation(request).await;
+            let _ = timeout(CALL_LIMIT, client.ensure_allocation(request)).await;
         }
     }
 }
