@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::Position;
+use super::tailer::Position;
 use crate::domain::event::LogEntry;
 
 /// How many operations are kept until they are taken: several times what is committed while the tailer pauses.
@@ -36,24 +36,24 @@ struct Kept {
 /// The combiner's end.
 #[derive(Debug)]
 pub struct Announcer {
-    newest: watch::Sender<Option<Position>>,
+    news: watch::Sender<()>,
     kept: Arc<Mutex<Kept>>,
 }
 
 /// The tailer's end.
 #[derive(Debug, Clone)]
 pub struct Announced {
-    /// Up to where this replica has committed; changes say that there is something to tell. It ends with the combiner.
-    pub(super) newest: watch::Receiver<Option<Position>>,
+    /// Changes where there is something to tell. It ends with the combiner.
+    pub(super) news: watch::Receiver<()>,
     kept: Arc<Mutex<Kept>>,
 }
 
 /// Both ends, of a replica that has committed nothing.
 #[must_use]
 pub fn announcements() -> (Announcer, Announced) {
-    let (sender, newest) = watch::channel(None);
+    let (sender, news) = watch::channel(());
     let kept = Arc::new(Mutex::new(Kept::default()));
-    (Announcer { newest: sender, kept: Arc::clone(&kept) }, Announced { newest, kept })
+    (Announcer { news: sender, kept: Arc::clone(&kept) }, Announced { news, kept })
 }
 
 impl Announcer {
@@ -63,8 +63,8 @@ impl Announcer {
         let newest = Position { epoch, sequence: last.last_sequence() };
         // What goes is dropped once others may have the rest.
         let _dropped = lock(&self.kept).keep(Committed { epoch, entries }, newest);
-        // In this order: whoever sees the number finds the operations.
-        self.newest.send_replace(Some(newest));
+        // In this order: whoever hears of the operations finds them.
+        self.news.send_replace(());
     }
 }
 
@@ -157,8 +157,9 @@ mod tests {
         assert_eq!(taken(&tailer, 0), [0_i64; 0]);
         combiner.announce(EPOCH, entries([1, 2]));
         combiner.announce(EPOCH, entries([3]));
-        assert_eq!(*tailer.newest.borrow(), Some(at(3)));
-        assert_eq!(taken(&tailer, 0), [1, 2, 3]);
+        let (following, newest) = tailer.take_after(at(0));
+        assert_eq!(following.iter().map(|entry| entry.first_sequence).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(newest, Some(at(3)));
         assert_eq!(taken(&tailer, 3), [0_i64; 0]);
     }
 
@@ -190,8 +191,8 @@ mod tests {
         combiner.announce(EPOCH, entries([limit + 3]));
         tailer.ignore();
         combiner.announce(EPOCH, entries([limit + 4]));
-        assert_eq!(taken(&tailer, limit + 2), [0_i64; 0]);
-        assert_eq!(tailer.newest.borrow().map(|newest| newest.sequence), Some(limit + 4));
+        let (following, newest) = tailer.take_after(at(limit + 2));
+        assert_eq!((following, newest), (Vec::new(), Some(at(limit + 4))));
     }
 
     #[test]
@@ -210,11 +211,11 @@ mod tests {
 
     #[test]
     fn nothing_committed_is_no_news() {
-        let (combiner, mut tailer) = announcements();
+        let (combiner, tailer) = announcements();
         combiner.announce(EPOCH, Vec::new());
-        assert!(!tailer.newest.has_changed().unwrap());
+        assert!(!tailer.news.has_changed().unwrap());
         drop(combiner);
-        assert!(tailer.newest.has_changed().is_err());
-        assert_eq!(*tailer.newest.borrow_and_update(), None);
+        assert!(tailer.news.has_changed().is_err());
+        assert_eq!(tailer.take_after(at(0)).1, None);
     }
 }

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Position, tailer::READ_LIMIT};
+use super::tailer::READ_LIMIT;
 use crate::store::{Store, StoreError, hints, within};
 
 /// How far apart the hints of one replica are at least: others need one for many commits.
@@ -27,7 +27,7 @@ const SILENCE: Duration = Duration::from_mins(1);
 pub(super) async fn give(
     store: Store,
     replica: Uuid,
-    mut committed: watch::Receiver<Option<Position>>,
+    mut committed: watch::Receiver<()>,
     shutdown: CancellationToken,
 ) {
     loop {

@@ -16,7 +16,7 @@ pub use self::{
     announced::{Announced, Announcer, announcements},
     shared::{Batch, EncodedEvents, SharedEntry},
     subscription::{Filter, Message, Start, WatchStream},
-    tailer::{Hub, Position, WatchOptions},
+    tailer::{Hub, WatchOptions},
 };
 use crate::store::StoreError;
 

@@ -54,7 +54,7 @@ impl Default for WatchOptions {
 
 /// A place in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
+pub(super) struct Position {
     /// The history that it is of.
     pub epoch: Uuid,
     /// The number of the last event.
@@ -94,7 +94,7 @@ impl Hub {
         if options.commit_hints {
             let (store, shutdown, replica) = (&hub.store, &hub.shutdown, Uuid::now_v7());
             tokio::spawn(hints::hear(store.clone(), replica, Arc::clone(&news), shutdown.clone()));
-            tokio::spawn(hints::give(store.clone(), replica, announced.newest.clone(), shutdown.clone()));
+            tokio::spawn(hints::give(store.clone(), replica, announced.news.clone(), shutdown.clone()));
         }
         tokio::spawn(tail(hub.clone(), announced, news));
         hub
@@ -221,7 +221,7 @@ async fn tail(hub: Hub, mut announced: Announced, news: Arc<Notify>) {
         }
         let is_ours = tokio::select! {
             () = hub.shutdown.cancelled() => return,
-            changed = announced.newest.changed(), if is_heard && allocator_lives => {
+            changed = announced.news.changed(), if is_heard && allocator_lives => {
                 allocator_lives = changed.is_ok();
                 true
             }
@@ -230,7 +230,7 @@ async fn tail(hub: Hub, mut announced: Announced, news: Arc<Notify>) {
             () = sleep(POLL) => false,
         };
         sleep_until(again).await;
-        announced.newest.mark_unchanged();
+        announced.news.mark_unchanged();
         let (handed, is_all) = if is_heard { hub.follow_announced(&announced) } else { (false, false) };
         let followed = if is_ours && is_all {
             Ok(handed)
