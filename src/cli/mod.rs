@@ -265,6 +265,14 @@ mod tests {
     }
 
     #[test]
+    fn a_resume_token_may_begin_with_a_hyphen() {
+        assert!(parse("resource-allocator watch --resume-token -MxyIn19 --output json").is_ok());
+        // Without a token, what follows is not lost.
+        let error = parse("resource-allocator watch --resume-token --output json").unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
     fn a_duration_that_no_clock_can_add_is_wrong_usage() {
         let sync = "resource-allocator servers sync --source rack --from node-exporter http://a:1";
         // The longest that humantime reads: more seconds than an `i64` counts.

@@ -35,7 +35,14 @@ pub struct WatchArgs {
     #[arg(long, conflicts_with = "resume_token")]
     from_beginning: bool,
     /// Start after the point that an earlier answer's resume token names
-    #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
+    // One token in 64 begins with a hyphen.
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     resume_token: String,
     /// Whether lines are coloured; auto: on a terminal, unless `NO_COLOR` is set
     #[arg(long, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
