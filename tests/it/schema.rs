@@ -136,8 +136,8 @@ const CASES: &[Case] = &[
     case("servers_sums_derived", "UPDATE servers SET reserved_ram_mb = 501 WHERE handle = 'a'"),
     case("servers_sums_derived", "UPDATE servers SET reserved_disk_mb = 0 WHERE handle = 'a'"),
     case("servers_sums_derived", "UPDATE servers SET placement_count = 0 WHERE handle = 'a'"),
-    case("servers_sums_derived", "UPDATE servers SET handle = 'renamed' WHERE handle = 'empty'"),
-    case("servers_sums_derived", "UPDATE servers SET pool_id = 2 WHERE handle = 'empty'"),
+    case("servers_handle_fixed", "UPDATE servers SET handle = 'renamed' WHERE handle = 'empty'"),
+    case("servers_handle_fixed", "UPDATE servers SET pool_id = 2 WHERE handle = 'empty'"),
     // Only with every trigger off can a sum go wrong at all.
     case("servers_reserved_not_negative", "SET LOCAL session_replication_role = replica; UPDATE servers SET reserved_ram_mb = -1"),
     case("servers_reserved_not_negative", "SET LOCAL session_replication_role = replica; UPDATE servers SET placement_count = -1"),
