@@ -210,7 +210,7 @@ impl Planner {
             entries.push(entry);
         }
         entries.sort_by_key(|entry| entry.first_sequence);
-        Ok(Batch { placements, ports, events: EventColumns::of(&entries)? })
+        Ok(Batch { placements, ports, may_take_over: false, events: EventColumns::of(&entries)? })
     }
 
     fn project(&mut self) -> Result<(ProjectId, Placement, Vec<Allocation>, LogEntry)> {

@@ -106,12 +106,13 @@ impl Combiner {
                 fail(batch, &error);
                 Err(Unavailable(error))
             }
-            // One bad request never harms its neighbours: each is tried alone.
-            _ if batch.len() > 1 => {
+            // One bad request never harms its neighbours: each is tried alone. So is one that came alone, for it may have been planned
+            // on what the tables do not hold, and they are read anew now.
+            _ if !alone.0 => {
                 tracing::warn!(
                     requests = batch.len(),
                     error = &error as &dyn std::error::Error,
-                    "a batch was rejected; its requests run one by one"
+                    "a batch was rejected; its requests are tried one by one"
                 );
                 self.process_one_by_one(batch).await
             }

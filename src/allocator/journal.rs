@@ -31,6 +31,8 @@ pub struct Journal {
     /// Who asked for what is decided now.
     actor: Arc<str>,
     entries: Vec<LogEntry>,
+    /// Whether a port that was given may have a row, for it was given back before.
+    may_take_over: bool,
     /// Places in line that are gone without an operation.
     places: BTreeSet<ProjectId>,
     /// Leases that were renewed without an operation.
@@ -49,6 +51,7 @@ impl Journal {
             now,
             actor: Arc::default(),
             entries: Vec::new(),
+            may_take_over: false,
             places,
             renewed,
             projects: committed.clone(),
@@ -145,6 +148,7 @@ impl Journal {
             actor: self.actor.to_string(),
             operation,
         };
+        self.may_take_over |= takes_over(fleet, &entry);
         fleet.apply(&entry);
         self.entries.push(entry);
         fleet.sequence()
@@ -190,7 +194,8 @@ impl Journal {
 
     fn batch(&self, changes: Changes) -> Result<Batch, StoreError> {
         let events = EventColumns::of(&self.entries)?;
-        Ok(Batch { placements: changes.inserted, ports: changes.given, events })
+        let may_take_over = self.may_take_over;
+        Ok(Batch { placements: changes.inserted, ports: changes.given, may_take_over, events })
     }
 
     /// What differs between what is committed and what the operations leave.
@@ -276,6 +281,22 @@ impl Journal {
             }
         }
         given_back
+    }
+}
+
+/// Whether an operation gives a port that was given back before, as far as the fleet knows before the operation is folded into it.
+fn takes_over(fleet: &Fleet, entry: &LogEntry) -> bool {
+    match &entry.operation {
+        Operation::Ensured(ensured) => {
+            let state = entry.server_handle.as_ref().and_then(|handle| fleet.get(handle));
+            let was_given_back = |held: &Allocation| {
+                state.is_none_or(|state| state.ports.was_given_back(held.protocol, held.port))
+            };
+            ensured.allocations.iter().any(was_given_back)
+        }
+        // These are rare, so it is not looked at.
+        Operation::Relocated(_) | Operation::PortReplaced(_) => true,
+        _ => false,
     }
 }
 

@@ -1,13 +1,15 @@
 //! The ports of one server: which are held, which rest, which are never given; and the choice of the lowest free one.
 
 mod before;
+mod given_back;
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, macros::datetime};
 
 pub use self::before::Before;
+use self::given_back::GivenBack;
 use super::{
     ModuleName,
     port_set::{PortSet, lowest_outside},
@@ -194,10 +196,10 @@ pub struct ServerPorts {
     excluded: PortSet,
     /// Ports of either protocol that something on the host listens on; where we gave the port out, that something is ours.
     listened_on: PortSet,
-    /// Given back a short while ago, until when: taken only where no other is free (L19).
-    resting: BTreeMap<(Protocol, Port), OffsetDateTime>,
-    /// Found in use on the host by something that is not ours, until when: given to nobody (L18).
-    set_aside: BTreeMap<(Protocol, Port), OffsetDateTime>,
+    /// Given back, and until when they rest: meanwhile taken only where no other is free (L19).
+    resting: GivenBack,
+    /// Found in use on the host by something that is not ours, until when: meanwhile given to nobody (L18).
+    set_aside: GivenBack,
 }
 
 impl ServerPorts {
@@ -234,21 +236,18 @@ impl ServerPorts {
     /// Marks a port as held; it no longer rests.
     pub fn take(&mut self, protocol: Protocol, port: Port) {
         self.held_mut(protocol).insert(port.0);
-        self.resting.remove(&(protocol, port));
-        self.set_aside.remove(&(protocol, port));
+        self.resting.remove((protocol, port));
+        self.set_aside.remove((protocol, port));
     }
 
-    /// Marks a port as given to nobody until then. Those whose time ended by `now` are forgotten on the way.
+    /// Marks a port as given to nobody until then.
     pub fn set_aside(&mut self, protocol: Protocol, port: Port, until: OffsetDateTime, now: OffsetDateTime) {
         self.held_mut(protocol).remove(port.0);
-        self.resting.remove(&(protocol, port));
-        self.set_aside.retain(|_, until| *until > now);
-        if until > now {
-            self.set_aside.insert((protocol, port), until);
-        }
+        self.resting.remove((protocol, port));
+        self.set_aside.insert((protocol, port), until, now);
     }
 
-    /// Marks a port as given back, to rest until `free_after`. Those whose rest ended by `now` are forgotten now and then.
+    /// Marks a port as given back, to rest until `free_after`.
     pub fn give_back(
         &mut self,
         protocol: Protocol,
@@ -257,12 +256,14 @@ impl ServerPorts {
         now: OffsetDateTime,
     ) {
         self.held_mut(protocol).remove(port.0);
-        if self.resting.len().is_power_of_two() {
-            self.resting.retain(|_, free_after| *free_after > now);
-        }
-        if free_after > now {
-            self.resting.insert((protocol, port), free_after);
-        }
+        self.resting.insert((protocol, port), free_after, now);
+    }
+
+    /// Whether a port that is not held was given back, or set aside, and the tables may still say so.
+    #[must_use]
+    pub fn was_given_back(&self, protocol: Protocol, port: Port) -> bool {
+        let port = (protocol, port);
+        self.resting.get(port).or(self.set_aside.get(port)).is_some()
     }
 
     /// How many ports of either protocol are held.
@@ -272,11 +273,11 @@ impl ServerPorts {
     }
 
     fn rests(&self, protocol: Protocol, port: Port, now: OffsetDateTime) -> bool {
-        self.resting.get(&(protocol, port)).is_some_and(|free_after| *free_after > now)
+        self.resting.is_before_its_time((protocol, port), now)
     }
 
     fn is_set_aside(&self, protocol: Protocol, port: Port, now: OffsetDateTime) -> bool {
-        self.set_aside.get(&(protocol, port)).is_some_and(|until| *until > now)
+        self.set_aside.is_before_its_time((protocol, port), now)
     }
 
     /// A port for each module, in their order: explicit ones as asked, the others the lowest free at or above `start`.

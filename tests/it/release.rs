@@ -1,11 +1,18 @@
 //! ReleaseAllocation: what goes back, when, and what stays.
 
-use resource_allocator::proto::v1::{self, EnsureOutcome, ServerStatus};
+use std::{collections::BTreeSet, time::Duration};
+
+use resource_allocator::{
+    allocator::AllocatorOptions,
+    proto::v1::{self, EnsureOutcome, ServerStatus},
+};
+use sqlx::Executor as _;
 use tokio::task::JoinSet;
 
 use crate::support::{
     TestService, error_info,
-    requests::{module, ports, ram, request, resources, udp},
+    inventory::assert_consistent,
+    requests::{leased, module, ports, ram, request, resources, udp},
     server,
 };
 
@@ -128,6 +135,48 @@ async fn what_a_project_gives_back_the_next_one_takes() {
         assert_eq!(error_info(&refused).0, "INSUFFICIENT_CAPACITY");
         client.release(&project, &[]).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_need_not_rest_is_given_again_at_once() {
+    let mut builder = TestService::builder();
+    builder.allocator = AllocatorOptions { port_rest: Duration::ZERO, ..AllocatorOptions::default() };
+    let mut service = builder.start().await;
+    let client = &mut service.client;
+    client.register(server("web-1")).await;
+    for round in 0..5 {
+        let project = format!("project-{round}");
+        let answer = client.place(request(&project)).await.unwrap();
+        assert_eq!(answer.allocations[0].port, 8000);
+        client.release(&project, &[]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_with_a_row_that_no_replica_knows_of_is_given_all_the_same() {
+    let mut service = TestService::start().await;
+    let sql = service.database.sql.clone();
+    service.client.register(server("web-1")).await;
+    service.client.place(request("first")).await.unwrap();
+    // Upkeep leaves it for a while.
+    let unknown = "BEGIN; SET LOCAL resource_allocator.writer = 'service';
+         INSERT INTO port_allocations (id, server_handle, protocol, port, free_after)
+         SELECT gen_random_uuid(), 'web-1', 'tcp', max(port) + 1, now() - interval '1 second' FROM port_allocations; COMMIT";
+    // Under the pool's row, for that it is a lease.
+    sql.execute(unknown).await.unwrap();
+    let lease = service.client.place(leased("lease", 3600)).await.unwrap();
+    assert_eq!(lease.allocations[0].port, 8001);
+    // Planned ahead, among others.
+    sql.execute(unknown).await.unwrap();
+    let mut calls = JoinSet::new();
+    for n in 0..3 {
+        let mut client = service.client.clone();
+        calls.spawn(async move { client.place(request(&format!("project-{n}"))).await.unwrap() });
+    }
+    let answers = calls.join_all().await;
+    let ports: BTreeSet<_> = answers.iter().map(|answer| answer.allocations[0].port).collect();
+    assert_eq!(ports, (8002..=8004).collect());
+    assert_consistent(&sql).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

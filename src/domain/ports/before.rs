@@ -22,8 +22,8 @@ impl ServerPorts {
             protocol,
             port,
             held: self.held(protocol).contains(port.0),
-            resting: self.resting.get(&(protocol, port)).copied(),
-            set_aside: self.set_aside.get(&(protocol, port)).copied(),
+            resting: self.resting.get((protocol, port)),
+            set_aside: self.set_aside.get((protocol, port)),
         }
     }
 
@@ -35,16 +35,7 @@ impl ServerPorts {
         } else {
             self.held_mut(protocol).remove(port.0);
         }
-        put(&mut self.resting, (protocol, port), resting);
-        put(&mut self.set_aside, (protocol, port), set_aside);
+        self.resting.restore((protocol, port), resting);
+        self.set_aside.restore((protocol, port), set_aside);
     }
-}
-
-type Times = std::collections::BTreeMap<(Protocol, Port), OffsetDateTime>;
-
-fn put(times: &mut Times, port: (Protocol, Port), time: Option<OffsetDateTime>) {
-    match time {
-        Some(time) => times.insert(port, time),
-        None => times.remove(&port),
-    };
 }

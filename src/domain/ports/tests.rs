@@ -247,41 +247,31 @@ fn a_port_that_is_taken_while_it_rests_rests_no_more() {
 }
 
 #[test]
-fn what_has_rested_is_forgotten() {
-    let mut ports = ServerPorts::default();
-    for (second, number) in (8000..8100).enumerate() {
-        let now = NOW + Duration::seconds(i64::try_from(second).unwrap() * 10);
-        ports.take(Protocol::Tcp, port(number));
-        ports.give_back(Protocol::Tcp, port(number), now + Duration::seconds(60), now);
-        // Six rest at a time; what has rested is looked for at powers of two.
-        assert!(ports.resting.len() <= 8, "{}", ports.resting.len());
-    }
-    assert_eq!(ports.held_count(), 0);
-}
-
-#[test]
 fn a_port_that_need_not_rest_does_not() {
     let mut ports = ServerPorts::default();
-    ports.take(Protocol::Udp, port(8000));
-    ports.give_back(Protocol::Udp, port(8000), NOW, NOW);
-    assert_eq!(ports, ServerPorts::default());
+    ports.take(Protocol::Tcp, port(8000));
+    ports.give_back(Protocol::Tcp, port(8000), NOW, NOW);
+    let chosen = ports.choose(&server().server, &[a_module("api")], DEFAULT_START_PORT, NOW).unwrap();
+    assert_eq!(chosen[0].port, port(8000));
 }
 
 #[test]
-fn a_port_whose_rest_ended_is_forgotten_and_one_that_rests_is_not() {
+fn a_port_that_was_given_back_is_known_as_such_until_it_is_taken() {
     let mut ports = ServerPorts::default();
-    for (number, seconds) in [(8000, 60), (8001, 61)] {
-        let now = NOW + Duration::seconds(seconds - 60);
-        ports.give_back(Protocol::Tcp, port(number), NOW + Duration::seconds(seconds), now);
-    }
-    assert_eq!(ports.resting.len(), 2);
-    ports.give_back(Protocol::Tcp, port(8002), NOW + Duration::seconds(120), in_a_minute());
-    let resting: Vec<_> = ports.resting.keys().map(|(_, port)| port.get()).collect();
-    assert_eq!(resting, [8001, 8002]);
+    let known =
+        |ports: &ServerPorts| [8000, 8001, 8002].map(|n| ports.was_given_back(Protocol::Tcp, port(n)));
+    assert_eq!(known(&ports), [false, false, false]);
+    ports.give_back(Protocol::Tcp, port(8000), NOW, NOW);
+    ports.set_aside(Protocol::Tcp, port(8001), NOW, NOW);
+    ports.give_back(Protocol::Udp, port(8002), in_a_minute(), NOW);
+    assert_eq!(known(&ports), [true, true, false]);
+    ports.take(Protocol::Tcp, port(8000));
+    ports.take(Protocol::Tcp, port(8001));
+    assert_eq!(known(&ports), [false, false, false]);
 }
 
 #[test]
-fn a_port_is_set_aside_until_its_time_and_then_forgotten_l18() {
+fn a_port_is_set_aside_until_its_time_l18() {
     let mut ports = ServerPorts::default();
     let is_given = |ports: &ServerPorts, now: OffsetDateTime| {
         let chosen = ports.choose(&server().server, &[a_module("api").at(8000)], DEFAULT_START_PORT, now);
@@ -290,13 +280,9 @@ fn a_port_is_set_aside_until_its_time_and_then_forgotten_l18() {
     ports.take(Protocol::Tcp, port(8000));
     ports.set_aside(Protocol::Tcp, port(8000), in_a_minute(), NOW);
     ports.set_aside(Protocol::Tcp, port(8001), in_a_minute() + Duration::seconds(1), NOW);
-    assert_eq!((ports.held_count(), ports.set_aside.len()), (0, 2));
+    assert_eq!(ports.held_count(), 0);
     assert!(!is_given(&ports, NOW + Duration::seconds(59)));
     assert!(is_given(&ports, in_a_minute()));
-    // The next one takes those along whose time is over; one whose time is over already is not noted.
-    ports.set_aside(Protocol::Tcp, port(8002), in_a_minute(), in_a_minute());
-    let set_aside: Vec<_> = ports.set_aside.keys().map(|(_, port)| port.get()).collect();
-    assert_eq!(set_aside, [8001]);
 }
 
 #[test]
