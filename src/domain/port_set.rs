@@ -1,5 +1,7 @@
 //! A set of ports as a bitmap that is only as long as the span of ports in it: a server with two hundred ports from 8000 on costs
-//! four words, not the eight kilobytes of all ports.
+//! four words, not the eight kilobytes of all ports. Two words, of which most servers need no more, lie in the set itself.
+
+use smallvec::SmallVec;
 
 const BITS: usize = u64::BITS as usize;
 
@@ -8,7 +10,7 @@ const BITS: usize = u64::BITS as usize;
 pub struct PortSet {
     /// Which word of the full bitmap `words` starts with.
     offset: usize,
-    words: Vec<u64>,
+    words: SmallVec<[u64; 2]>,
 }
 
 fn position(port: u16) -> (usize, u64) {
@@ -37,7 +39,7 @@ impl PortSet {
         }
         if index < self.offset {
             let missing = self.offset - index;
-            self.words.splice(0..0, std::iter::repeat_n(0, missing));
+            self.words.insert_many(0, std::iter::repeat_n(0, missing));
             self.offset = index;
         }
         let index = index - self.offset;
