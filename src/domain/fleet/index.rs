@@ -7,6 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use smol_str::SmolStr;
 use time::OffsetDateTime;
 
 use super::{
@@ -23,26 +24,36 @@ const FEW: usize = if cfg!(test) { 1 } else { 256 };
 /// How far apart ranks are given, so that there is room between them.
 const STEP: i64 = 1 << 40;
 
-/// The servers among which those with some labels are.
+/// The servers that carry some labels.
 #[derive(Debug)]
 pub enum Among<T> {
-    /// These few, not all of which need carry the labels.
+    /// These few, which carry them.
     Few(Vec<u32>),
     /// Those of a view, off which this was read.
     View(T),
 }
 
+/// A label as the index has it: most are short enough to lie in the map itself.
+type Label = (SmolStr, SmolStr);
+
 /// The indexes.
 #[derive(Debug, Default)]
 pub struct Index {
     slots: BTreeMap<ServerHandle, u32>,
-    /// Where a slot's server is in the order of handles.
-    ranks: Vec<i64>,
-    by_label: HashMap<(String, String), BTreeSet<u32>>,
-    /// When the host of a slot's server last reported its usage, in nanoseconds of the epoch.
-    reports: Vec<Option<i128>>,
+    /// Of each slot's server.
+    known: Vec<Known>,
+    by_label: HashMap<Label, BTreeSet<u32>>,
     by_report: BTreeSet<(i128, u32)>,
     views: Mutex<Views>,
+}
+
+/// What is known of a server, side by side, for both are looked at when it changed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    /// Where it is in the order of handles.
+    rank: i64,
+    /// When its host last reported its usage, in nanoseconds of the epoch.
+    report: Option<i128>,
 }
 
 #[derive(Debug, Default)]
@@ -76,9 +87,8 @@ impl Clone for Index {
     fn clone(&self) -> Self {
         Self {
             slots: self.slots.clone(),
-            ranks: self.ranks.clone(),
+            known: self.known.clone(),
             by_label: self.by_label.clone(),
-            reports: self.reports.clone(),
             by_report: self.by_report.clone(),
             views: Mutex::default(),
         }
@@ -88,9 +98,9 @@ impl Clone for Index {
 impl Index {
     /// Takes up a server that is new.
     pub fn add(&mut self, slot: u32, server: &Server) {
-        let before =
-            self.slots.range(..&server.handle).next_back().map(|(_, slot)| self.ranks[*slot as usize]);
-        let after = self.slots.range(&server.handle..).next().map(|(_, slot)| self.ranks[*slot as usize]);
+        let rank_of = |(_, slot): (&ServerHandle, &u32)| self.known[*slot as usize].rank;
+        let before = self.slots.range(..&server.handle).next_back().map(rank_of);
+        let after = self.slots.range(&server.handle..).next().map(rank_of);
         let rank = match (before, after) {
             (None, None) => Some(0),
             (Some(before), None) => before.checked_add(STEP),
@@ -100,13 +110,12 @@ impl Index {
             }
         };
         let index = slot as usize;
-        if self.ranks.len() <= index {
-            self.ranks.resize(index + 1, 0);
-            self.reports.resize(index + 1, None);
+        if self.known.len() <= index {
+            self.known.resize(index + 1, Known::default());
         }
         self.slots.insert(server.handle.clone(), slot);
         match rank {
-            Some(rank) => self.ranks[index] = rank,
+            Some(rank) => self.known[index].rank = rank,
             None => self.rank_anew(),
         }
         self.label(slot, server);
@@ -116,7 +125,7 @@ impl Index {
     fn rank_anew(&mut self) {
         let mut rank = 0;
         for slot in self.slots.values() {
-            self.ranks[*slot as usize] = rank;
+            self.known[*slot as usize].rank = rank;
             rank += STEP;
         }
         self.forget_views();
@@ -132,14 +141,14 @@ impl Index {
     /// Takes up a server's labels.
     pub fn label(&mut self, slot: u32, server: &Server) {
         for (key, value) in &server.labels {
-            self.by_label.entry((key.clone(), value.clone())).or_default().insert(slot);
+            self.by_label.entry(label(key, value)).or_default().insert(slot);
         }
     }
 
     /// Takes up that a server no longer has the labels that it had.
     pub fn unlabel(&mut self, slot: u32, server: &Server) {
         for (key, value) in &server.labels {
-            let label = (key.clone(), value.clone());
+            let label = label(key, value);
             if let Some(slots) = self.by_label.get_mut(&label) {
                 slots.remove(&slot);
                 if slots.is_empty() {
@@ -152,7 +161,7 @@ impl Index {
     /// Takes up that a server changed in any way.
     pub fn changed(&mut self, slot: u32, state: Option<&ServerState>) {
         let report = state.and_then(ServerState::host_report_time).map(OffsetDateTime::unix_timestamp_nanos);
-        let before = std::mem::replace(&mut self.reports[slot as usize], report);
+        let before = std::mem::replace(&mut self.known[slot as usize].report, report);
         if before != report {
             if let Some(before) = before {
                 self.by_report.remove(&(before, slot));
@@ -162,7 +171,7 @@ impl Index {
             }
         }
         // Of every slot that there ever was: each may be noted, also where few servers are left.
-        let most = 2 * self.ranks.len() + 1024;
+        let most = 2 * self.known.len() + 1024;
         for kept in &mut self.views.get_mut().unwrap_or_else(PoisonError::into_inner).kept {
             if kept.changed.len() >= most {
                 kept.changed.sort_unstable();
@@ -199,15 +208,15 @@ impl Index {
         context: &Context,
         read: impl FnOnce(&View) -> T,
     ) -> Among<T> {
-        let mut narrowest: Option<&BTreeSet<u32>> = None;
-        for (key, value) in selector {
-            let Some(slots) = self.by_label.get(&(key.clone(), value.clone())) else {
-                return Among::Few(Vec::new());
-            };
-            narrowest = narrowest.filter(|other| other.len() <= slots.len()).or(Some(slots));
-        }
+        let labelled: Option<Vec<&BTreeSet<u32>>> =
+            selector.iter().map(|(key, value)| self.by_label.get(&label(key, value))).collect();
+        let Some(labelled) = labelled else { return Among::Few(Vec::new()) };
+        let narrowest = labelled.iter().copied().min_by_key(|slots| slots.len());
         if let Some(slots) = narrowest.filter(|slots| slots.len() <= FEW) {
-            return Among::Few(slots.iter().copied().collect());
+            let carries_all = |slot: &u32| {
+                labelled.iter().all(|others| std::ptr::eq(*others, slots) || others.contains(slot))
+            };
+            return Among::Few(slots.iter().copied().filter(carries_all).collect());
         }
         // Whoever failed while it held this left a view half done.
         let mut views = self.views.lock().unwrap_or_else(|poisoned| {
@@ -255,11 +264,10 @@ impl Index {
         kept.looked_at = looks;
         for slot in kept.changed.drain(..) {
             let index = slot as usize;
-            let entry = servers.get(index).and_then(Option::as_ref).map(|state| Entry {
-                state,
-                rank: self.ranks[index],
-                stale: self.reports[index].map_or(context.usage_required, |report| report < cutoff),
-            });
+            let Known { rank, report } = self.known[index];
+            let stale = report.map_or(context.usage_required, |report| report < cutoff);
+            let server = servers.get(index).and_then(Option::as_ref);
+            let entry = server.map(|state| Entry { state, rank, stale });
             kept.view.refresh(slot, entry);
         }
         Among::View(read(&kept.view))
@@ -277,6 +285,10 @@ impl Index {
             }
         }
     }
+}
+
+fn label(key: &str, value: &str) -> Label {
+    (key.into(), value.into())
 }
 
 /// Reports from before are too old.

@@ -54,6 +54,7 @@ fn search<'a>(
     context: &Context,
     mut misses: usize,
 ) -> Option<Choice<'a>> {
+    let ask = &ask.of_carriers();
     let mut best = None;
     view.rooms.least(
         1,
@@ -85,6 +86,7 @@ fn choose_of_few<'a>(
     strategy: Strategy,
     context: &Context,
 ) -> Choice<'a> {
+    let ask = &ask.of_carriers();
     slots
         .iter()
         .filter_map(|slot| fleet.at(*slot))

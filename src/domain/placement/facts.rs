@@ -98,7 +98,8 @@ impl<'a> Facts<'a> {
         match fleet.read_index(ask.selector, None, context, |view| Self::of_view(fleet, view, ask, context)) {
             Among::View(facts) => facts,
             Among::Few(slots) => {
-                let mut facts = Self::of_each(slots.iter().filter_map(|slot| fleet.at(*slot)), ask, context);
+                let few = slots.iter().filter_map(|slot| fleet.at(*slot));
+                let mut facts = Self::of_each(few, &ask.of_carriers(), context);
                 let others = fleet.len() - facts.servers;
                 facts.servers = fleet.len();
                 if others > 0 {

@@ -34,6 +34,15 @@ pub struct Ask<'a> {
     pub bound: bool,
 }
 
+impl Ask<'_> {
+    /// The same, asked of servers that an index says carry the labels.
+    #[must_use]
+    pub fn of_carriers(&self) -> Self {
+        const NONE: &BTreeMap<String, String> = &BTreeMap::new();
+        Self { selector: NONE, ..*self }
+    }
+}
+
 /// The stages, in the order of the funnel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {

@@ -77,6 +77,7 @@ fn the_servers_with_some_labels_are_among_those_with_the_rarest() {
     assert_eq!(among(&fleet, &[("disk", "ssd")]), Err(vec![0]));
     assert_eq!(among(&fleet, &[("disk", "ssd"), ("region", "eu")]), Err(vec![0]));
     assert_eq!(among(&fleet, &[("region", "eu"), ("zone", "1")]), Err(vec![1]));
+    assert_eq!(among(&fleet, &[("disk", "ssd"), ("zone", "1")]), Err(vec![]), "no server carries both");
     assert_eq!(among(&fleet, &[("region", "us")]), Err(vec![]));
 }
 
