@@ -3,10 +3,15 @@
 //! Keys are bits of fixed places: what is alike is together, whatever the order in which it came, so nothing is ever rebalanced.
 //! A path along which nothing branches is one node, and what is below a node is one bucket while it is little: to look through a few
 //! entries that are side by side in memory takes less than a path to each of them. So there are far fewer nodes than entries. An entry
-//! that comes or goes touches one path, and one that moves touches two from where they part. The lowest 32 bits of a key are the
-//! entry's slot, which makes keys unique.
+//! that comes or goes touches one path, and one that moves touches two from where they part. A key ends with the entry's
+//! slot, which makes it unique.
 
-use std::fmt::Debug;
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, binary_heap::PeekMut},
+    fmt::Debug,
+    mem,
+};
 
 // Small in tests, whose fleets are.
 /// How many entries a bucket holds at the most.
@@ -64,7 +69,7 @@ enum Below<S: Summary> {
     Bucket(Vec<S::Entry>),
     Branch {
         /// With this all keys below agree, up to `bit`.
-        prefix: u128,
+        prefix: Key,
         /// The first bit in which the children differ.
         bit: u32,
         children: Box<[Node<S>; 2]>,
@@ -83,17 +88,28 @@ impl<S: Summary> Default for Trie<S> {
     }
 }
 
-fn side(key: u128, bit: u32) -> usize {
-    usize::from((key >> (127 - bit)) & 1 == 1)
+/// A place and a slot.
+type Key = (u64, u32);
+
+fn side((place, slot): Key, bit: u32) -> usize {
+    let is_set = if bit < u64::BITS {
+        place << bit >> (u64::BITS - 1) == 1
+    } else {
+        slot << (bit - u64::BITS) >> (u32::BITS - 1) == 1
+    };
+    usize::from(is_set)
 }
 
-/// Whether two keys are the same before that bit.
-fn agree(one: u128, other: u128, bit: u32) -> bool {
-    (one ^ other).leading_zeros() >= bit
+/// The first bit in which two keys differ.
+fn parting(one: Key, other: Key) -> u32 {
+    match (one.0 ^ other.0).leading_zeros() {
+        u64::BITS => u64::BITS + (one.1 ^ other.1).leading_zeros(),
+        bit => bit,
+    }
 }
 
-fn key<S: Summary>(entry: &S::Entry) -> u128 {
-    (u128::from(S::place(entry)) << 64) | u128::from(S::slot(entry))
+fn key<S: Summary>(entry: &S::Entry) -> Key {
+    (S::place(entry), S::slot(entry))
 }
 
 impl<S: Summary> Default for Below<S> {
@@ -109,20 +125,20 @@ impl<S: Summary> Node<S> {
         Self { summary: summary_of(&entries), count: entries.len(), below: Below::Bucket(entries) }
     }
 
-    fn insert(&mut self, key: u128, entry: S::Entry) {
+    fn insert(&mut self, key: Key, entry: S::Entry) {
         match &mut self.below {
             Below::Bucket(entries) => {
                 entries.push(entry);
                 if entries.len() > MOST {
-                    self.below = divide(std::mem::take(entries));
+                    self.below = divide(mem::take(entries));
                 }
             }
-            Below::Branch { prefix, bit, children } if agree(*prefix, key, *bit) => {
+            Below::Branch { prefix, bit, children } if parting(*prefix, key) >= *bit => {
                 children[side(key, *bit)].insert(key, entry);
             }
             Below::Branch { prefix, .. } => {
-                let bit = (*prefix ^ key).leading_zeros();
-                let below = std::mem::take(&mut self.below);
+                let bit = parting(*prefix, key);
+                let below = mem::take(&mut self.below);
                 let others = Self { summary: self.summary.clone(), count: self.count, below };
                 let alone = Self::bucket(vec![entry]);
                 let children = if side(key, bit) == 0 { [alone, others] } else { [others, alone] };
@@ -134,7 +150,7 @@ impl<S: Summary> Node<S> {
     }
 
     /// Takes out an entry that is there and not the only one. Tells whether the summary changed.
-    fn remove(&mut self, key: u128, slot: u32) -> bool {
+    fn remove(&mut self, key: Key, slot: u32) -> bool {
         self.count -= 1;
         match &mut self.below {
             Below::Bucket(entries) => {
@@ -159,7 +175,7 @@ impl<S: Summary> Node<S> {
     }
 
     /// Puts an entry in the place of one that is there and has its slot. Tells whether the summary changed.
-    fn replace(&mut self, before: u128, key: u128, entry: S::Entry) -> bool {
+    fn replace(&mut self, before: Key, key: Key, entry: S::Entry) -> bool {
         match &mut self.below {
             Below::Bucket(entries) => {
                 let place = entries.iter_mut().find(|other| S::slot(other) == S::slot(&entry));
@@ -170,7 +186,7 @@ impl<S: Summary> Node<S> {
                 let summary = summary_of(entries);
                 self.set_summary(summary)
             }
-            Below::Branch { bit, children, .. } if agree(before, key, *bit + 1) => {
+            Below::Branch { bit, children, .. } if parting(before, key) > *bit => {
                 children[side(key, *bit)].replace(before, key, entry) && self.summarise_children()
             }
             Below::Branch { .. } => {
@@ -197,7 +213,7 @@ impl<S: Summary> Node<S> {
 
     /// Puts a child in the place of its parent.
     fn become_child(&mut self, place: usize) {
-        if let Below::Branch { children, .. } = std::mem::take(&mut self.below) {
+        if let Below::Branch { children, .. } = mem::take(&mut self.below) {
             let [left, right] = *children;
             *self = if place == 0 { left } else { right };
         }
@@ -206,7 +222,7 @@ impl<S: Summary> Node<S> {
     /// Puts all that is below into one bucket.
     fn become_bucket(&mut self) {
         let mut entries = Vec::with_capacity(self.count);
-        gather_entries(std::mem::take(&mut self.below), &mut entries);
+        gather_entries(mem::take(&mut self.below), &mut entries);
         self.below = Below::Bucket(entries);
     }
 }
@@ -233,8 +249,7 @@ fn summary_of<S: Summary>(entries: &[S::Entry]) -> S {
 /// Two buckets of what was one, by the first bit in which its keys differ.
 fn divide<S: Summary>(entries: Vec<S::Entry>) -> Below<S> {
     let prefix = key::<S>(&entries[0]);
-    let differing = entries.iter().fold(0, |differing, entry| differing | (prefix ^ key::<S>(entry)));
-    let bit = differing.leading_zeros();
+    let bit = entries.iter().map(|entry| parting(prefix, key::<S>(entry))).min().unwrap_or_default();
     let (left, right) = entries.into_iter().partition(|entry| side(key::<S>(entry), bit) == 0);
     Below::Branch { prefix, bit, children: Box::new([Node::bucket(left), Node::bucket(right)]) }
 }
@@ -282,44 +297,60 @@ impl<S: Summary> Trie<S> {
         let is_out_of_reach = |found: &[(B, u32)], lower: B| {
             found.len() == most && found.last().is_none_or(|(worst, _)| *worst <= lower)
         };
-        let mut open = Vec::with_capacity(32);
-        open.extend(self.root.as_ref().and_then(|root| Some((bound(&root.summary)?, root))));
+        // By place in `nodes`. The most promising one is the next, so that no more of them are looked at than need be.
+        let mut open = BinaryHeap::with_capacity(32);
+        let mut nodes = Vec::with_capacity(64);
+        nodes.extend(&self.root);
+        let mut next = nodes.first().and_then(|root| Some((Reverse(bound(&root.summary)?), 0)));
         let mut near = Vec::with_capacity(MOST);
-        while let Some((lower, node)) = open.pop() {
+        while let Some((Reverse(lower), place)) = next {
             if is_out_of_reach(&found, lower) {
-                continue;
+                break;
             }
-            let entries = match &node.below {
-                Below::Bucket(entries) => entries,
+            next = None;
+            match &nodes[place].below {
                 Below::Branch { children, .. } => {
-                    let [left, right] =
-                        children.each_ref().map(|child| Some((bound(&child.summary)?, child)));
-                    match (left, right) {
-                        // The more promising one is looked at first.
-                        (Some(left), Some(right)) if left.0 <= right.0 => open.extend([right, left]),
-                        (Some(left), Some(right)) => open.extend([left, right]),
-                        (left, right) => open.extend(left.or(right)),
+                    for child in &**children {
+                        let Some(lower) = bound(&child.summary) else { continue };
+                        let one = (Reverse(lower), nodes.len());
+                        nodes.push(child);
+                        // The better child need not wait among the others.
+                        let (better, other) = if next.is_some_and(|before| before > one) {
+                            (next, Some(one))
+                        } else {
+                            (Some(one), next)
+                        };
+                        next = better;
+                        open.extend(other);
                     }
-                    continue;
                 }
-            };
-            near.clear();
-            near.extend(entries.iter().filter_map(|entry| Some((bound(&S::of(entry))?, S::slot(entry)))));
-            near.sort_unstable();
-            for (exactly, slot) in &near {
-                if is_out_of_reach(&found, *exactly) {
-                    break;
-                }
-                match verdict(*slot) {
-                    Verdict::Take => {
-                        let place = found.partition_point(|(other, _)| other < exactly);
-                        found.insert(place, (*exactly, *slot));
-                        found.truncate(most);
+                Below::Bucket(entries) => {
+                    near.clear();
+                    near.extend(
+                        entries.iter().filter_map(|entry| Some((bound(&S::of(entry))?, S::slot(entry)))),
+                    );
+                    near.sort_unstable();
+                    for (exactly, slot) in &near {
+                        if is_out_of_reach(&found, *exactly) {
+                            break;
+                        }
+                        match verdict(*slot) {
+                            Verdict::Take => {
+                                let place = found.partition_point(|(other, _)| other < exactly);
+                                found.insert(place, (*exactly, *slot));
+                                found.truncate(most);
+                            }
+                            Verdict::Leave => {}
+                            Verdict::GiveUp => return None,
+                        }
                     }
-                    Verdict::Leave => {}
-                    Verdict::GiveUp => return None,
                 }
             }
+            next = match (next, open.peek_mut()) {
+                (Some(child), Some(mut first)) if *first > child => Some(mem::replace(&mut *first, child)),
+                (None, Some(first)) => Some(PeekMut::pop(first)),
+                (child, _) => child,
+            };
         }
         Some(found)
     }

@@ -8,8 +8,8 @@ use super::{
     trie::{Cover, Summary, Trie},
 };
 use crate::domain::{
-    Port, Protocol, Resources, ServerStatus, placement::score, ports::FAR_FUTURE, request::ModuleRequest,
-    resources::Resource,
+    Port, Protocol, Resources, ServerStatus, placement::score::Whole, ports::FAR_FUTURE,
+    request::ModuleRequest, resources::Resource,
 };
 
 /// What admission says of a managed server.
@@ -60,7 +60,7 @@ pub struct Room {
     /// The most that is free on any of them.
     pub free_max: Resources,
     /// The largest amounts that shares are taken of.
-    pub whole_max: Resources,
+    pub whole_max: Whole,
     /// The most that any of them could hold.
     pub budget_max: Resources,
     /// The least rank.
@@ -239,7 +239,7 @@ pub struct Member {
     /// None for one that is not managed.
     standing: Option<Standing>,
     budget: Resources,
-    whole: Resources,
+    whole: Whole,
     free: Resources,
     rank: i64,
 }
@@ -255,7 +255,7 @@ impl Member {
             slot,
             standing: state.server.managed.then_some(standing),
             budget: state.budget(),
-            whole: score::whole(state),
+            whole: Whole::of(state),
             free: state.free(),
             rank: *rank,
         }

@@ -50,7 +50,7 @@ impl Score {
         match strategy {
             Strategy::Spread => Self::Spread(SpreadScore { free_ram_mb: Reverse(free.ram_mb), handle }),
             Strategy::Binpack => {
-                let waste = waste(whole(state), free, asked);
+                let waste = waste(Whole::of(state), free, asked);
                 Self::Binpack(BinpackScore { waste, free_ram_mb: free.ram_mb, handle })
             }
         }
@@ -66,10 +66,28 @@ impl Score {
     }
 }
 
-/// What shares of a server are taken of.
-#[must_use]
-pub fn whole(state: &ServerState) -> Resources {
-    state.terms.size
+/// What shares of a server are taken of. No share of its disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole {
+    /// Processor time, in thousandths of a core.
+    pub cpu_millis: i64,
+    /// Memory, in megabytes.
+    pub ram_mb: i64,
+}
+
+impl Whole {
+    /// Of one server.
+    #[must_use]
+    pub fn of(state: &ServerState) -> Self {
+        let Resources { cpu_millis, ram_mb, .. } = state.terms.size;
+        Self { cpu_millis, ram_mb }
+    }
+
+    /// The greater of the two, resource by resource.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { cpu_millis: self.cpu_millis.max(other.cpu_millis), ram_mb: self.ram_mb.max(other.ram_mb) }
+    }
 }
 
 /// A score without the handle, for which the rank in the order of handles stands.
@@ -94,16 +112,16 @@ pub(super) fn bound(room: &Room, asked: Resources, strategy: Strategy) -> Option
 
 /// Best fit over the shares of CPU and RAM left free, with a penalty for leaving one where the other is gone. A request of RAM
 /// alone ties everywhere, for nothing of it can be stranded.
-fn waste(size: Resources, free: Resources, asked: Resources) -> i64 {
+fn waste(whole: Whole, free: Resources, asked: Resources) -> i64 {
     if asked.cpu_millis == 0 {
         return 0;
     }
     let left = free - asked;
-    let cpu = share(left.cpu_millis, size.cpu_millis);
+    let cpu = share(left.cpu_millis, whole.cpu_millis);
     if asked.ram_mb == 0 {
         return cpu;
     }
-    let ram = share(left.ram_mb, size.ram_mb);
+    let ram = share(left.ram_mb, whole.ram_mb);
     cpu + ram + (cpu - ram).abs()
 }
 

@@ -57,7 +57,7 @@ impl Summary for Numbers {
     }
 }
 
-fn key_of(entry: &Number) -> u128 {
+fn key_of(entry: &Number) -> Key {
     key::<Numbers>(entry)
 }
 
@@ -70,12 +70,12 @@ fn trie_of(numbers: &[i64]) -> Trie<Numbers> {
     trie
 }
 
-fn bits(key: u128, from: u32, to: u32) -> Vec<usize> {
+fn bits(key: Key, from: u32, to: u32) -> Vec<usize> {
     (from..to).map(|bit| side(key, bit)).collect()
 }
 
 /// Checks what is below a node, and hands its entries over.
-fn check(node: &Node<Numbers>, entries: &mut BTreeMap<u128, i64>) {
+fn check(node: &Node<Numbers>, entries: &mut BTreeMap<Key, i64>) {
     let mut mine = BTreeMap::new();
     match &node.below {
         Below::Bucket(bucket) => {
@@ -101,7 +101,7 @@ fn check(node: &Node<Numbers>, entries: &mut BTreeMap<u128, i64>) {
     entries.extend(mine);
 }
 
-fn assert_holds(trie: &Trie<Numbers>, expected: &BTreeMap<u128, i64>) {
+fn assert_holds(trie: &Trie<Numbers>, expected: &BTreeMap<Key, i64>) {
     let mut entries = BTreeMap::new();
     if let Some(root) = &trie.root {
         check(root, &mut entries);
@@ -113,10 +113,12 @@ fn assert_holds(trie: &Trie<Numbers>, expected: &BTreeMap<u128, i64>) {
 
 #[test]
 fn bits_are_counted_from_the_highest() {
-    assert_eq!(bits(1 << 127, 0, 3), [1, 0, 0]);
-    assert_eq!(bits(1 << 125, 0, 3), [0, 0, 1]);
-    assert_eq!(bits(5, 125, 128), [1, 0, 1]);
-    assert_eq!(key_of(&Number { place: 7, slot: 3, is: 0 }), (7 << 64) | 3);
+    assert_eq!(bits((1 << 63, 0), 0, 3), [1, 0, 0]);
+    assert_eq!(bits((1 << 61, 0), 0, 3), [0, 0, 1]);
+    assert_eq!(bits((5, 0), 61, 64), [1, 0, 1]);
+    assert_eq!(bits((0, 1 << 31), 63, 66), [0, 1, 0]);
+    assert_eq!(bits((0, 5), 93, 96), [1, 0, 1]);
+    assert_eq!(key_of(&Number { place: 7, slot: 3, is: 0 }), (7, 3));
 }
 
 #[test]
