@@ -62,7 +62,8 @@ pub async fn list_after(
     sequence: i64,
     limit: i64,
 ) -> Result<Vec<LogEntry>, StoreError> {
-    // The operation that `sequence` is in the middle of starts at or before it: the greatest start not after it.
+    // The operation that `sequence` is in the middle of starts at or before it: the greatest start not after it. Asked for as
+    // `max`, it is looked for in all of the log by a plan that was made while that was empty.
     let rows = sqlx::query_as!(
         Row,
         r#"
@@ -70,8 +71,9 @@ pub async fn list_after(
                payload AS "payload: Payload"
         FROM allocation_events
         WHERE pool_id = $1 AND last_sequence > $2
-          AND first_sequence >= coalesce((SELECT max(first_sequence) FROM allocation_events
-                                          WHERE pool_id = $1 AND first_sequence <= $2), 0)
+          AND first_sequence >= coalesce((SELECT first_sequence FROM allocation_events
+                                          WHERE pool_id = $1 AND first_sequence <= $2
+                                          ORDER BY first_sequence DESC LIMIT 1), 0)
         ORDER BY first_sequence LIMIT $3
         "#,
         DEFAULT_POOL,
@@ -93,15 +95,18 @@ pub async fn list_project_after(
     up_to: i64,
     limit: i64,
 ) -> Result<Vec<LogEntry>, StoreError> {
+    // The sum leaves the index of the projects alone to be used: a plan that was made while the log was empty would look for them in all
+    // of it, by its primary key.
     let rows = sqlx::query_as!(
         Row,
         r#"
         SELECT first_sequence, event_time, kind::text AS "kind!", project_id, server_handle, request_id,
                payload AS "payload: Payload"
         FROM allocation_events
-        WHERE pool_id = $1 AND project_id = $2 AND last_sequence > $3 AND first_sequence <= $4
-          AND first_sequence >= coalesce((SELECT max(first_sequence) FROM allocation_events
-                                          WHERE pool_id = $1 AND project_id = $2 AND first_sequence <= $3), 0)
+        WHERE pool_id + 0::smallint = $1 AND project_id = $2 AND last_sequence > $3 AND first_sequence <= $4
+          AND first_sequence >= coalesce((SELECT first_sequence FROM allocation_events
+                                          WHERE pool_id + 0::smallint = $1 AND project_id = $2 AND first_sequence <= $3
+                                          ORDER BY first_sequence DESC LIMIT 1), 0)
         ORDER BY first_sequence LIMIT $5
         "#,
         DEFAULT_POOL,

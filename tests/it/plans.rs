@@ -124,6 +124,61 @@ async fn no_statement_scans_a_large_table_with_statistics_old_or_new() {
     }
 }
 
+/// How many rows a statement reads of large tables, run with these arguments by the plan that it has.
+async fn rows_read_by_plan(conn: &mut PgConnection, name: &str, arguments: &str) -> f64 {
+    let explain = format!("EXPLAIN (ANALYZE, FORMAT JSON) EXECUTE {name}({arguments})");
+    let plan: Value = sqlx::query_scalar(sqlx::AssertSqlSafe(explain))
+        .persistent(false)
+        .fetch_one(&mut *conn)
+        .await
+        .unwrap();
+    count(&plan[0]["Plan"])
+}
+
+fn count(node: &Value) -> f64 {
+    let own = if node["Node Type"].as_str().unwrap().ends_with("Scan") {
+        let per_loop =
+            ["Actual Rows", "Rows Removed by Filter"].map(|rows| node[rows].as_f64().unwrap_or(0.0));
+        per_loop.into_iter().sum::<f64>() * node["Actual Loops"].as_f64().unwrap()
+    } else {
+        0.0
+    };
+    own + node["Plans"].as_array().into_iter().flatten().map(count).sum::<f64>()
+}
+
+/// Replicas plan their statements on a new database, and go on with the plans while the log grows.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_the_log_alone_is_read_by_plans_that_were_made_while_it_was_empty() {
+    let database = TestDatabase::create().await;
+    let mut conn = database.sql.acquire().await.unwrap();
+    conn.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan").await.unwrap();
+    conn.execute("ALTER TABLE allocation_events SET (autovacuum_enabled = off)").await.unwrap();
+    let of_the_log = |(statement, parameters): &(String, usize)| {
+        statement.contains("FROM allocation_events")
+            && statement.contains("ORDER BY first_sequence LIMIT $")
+            && *parameters > 2
+    };
+    let reads: Vec<_> = statements().into_iter().filter(of_the_log).collect();
+    let arguments = |parameters, after: i64| match parameters {
+        3 => format!("1, {after}, 10"),
+        5 => format!("1, 'project-49999', {after}, 200000, 10"),
+        4 => format!("1, {after}, 0, 10"),
+        _ => panic!("{parameters} parameters"),
+    };
+    for (number, (statement, parameters)) in reads.iter().enumerate() {
+        let prepare = format!("PREPARE read_{number} AS {statement}");
+        conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(prepare))).await.unwrap();
+        rows_read_by_plan(&mut conn, &format!("read_{number}"), &arguments(*parameters, 0)).await;
+    }
+    fill(&mut conn).await;
+    for (number, (statement, parameters)) in reads.iter().enumerate() {
+        let rows =
+            rows_read_by_plan(&mut conn, &format!("read_{number}"), &arguments(*parameters, 199_990)).await;
+        assert!((1.0..50.0).contains(&rows), "{rows} rows: {statement}");
+    }
+    assert_eq!(reads.len(), 3, "{reads:#?}");
+}
+
 /// How many rows were read so far of each large table, and of the servers, through its indexes or from end to end.
 async fn rows_read(sql: &PgPool) -> BTreeMap<String, i64> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
