@@ -175,14 +175,8 @@ impl Replica {
         if self.must_reload(pool) {
             return self.reload(conn, pool).await;
         }
-        match self.fold(conn, pool).await {
-            // The tables are the truth: what this release cannot read in the log need not stop it.
-            Err(error @ StoreError::Inconsistent { .. }) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the log cannot be folded");
-                self.forget();
-                return self.reload(conn, pool).await;
-            }
-            folded => folded?,
+        if !self.fold(conn, pool).await? {
+            return self.reload(conn, pool).await;
         }
         self.take_policy(pool);
         self.read_changed_servers(conn, pool.inventory_revision).await?;
@@ -191,18 +185,32 @@ impl Replica {
         Ok(())
     }
 
-    async fn fold(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
+    /// Folds the log up to where `pool` stands. Where this release cannot read what it tells, the fleet is thrown away, for the tables
+    /// are the truth; tells whether it was folded.
+    async fn fold(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<bool, StoreError> {
         while self.fleet.sequence() < pool.last_sequence {
-            let entries = events::list_after(conn, self.fleet.sequence(), FOLD_PAGE).await?;
-            if entries.is_empty() {
-                return Err(StoreError::Inconsistent {
-                    table: "allocation_events",
-                    row: (self.fleet.sequence() + 1).to_string(),
-                    problem: format!("the log ends before {}", pool.last_sequence),
-                });
+            match self.fold_page(conn, pool).await {
+                Err(error @ StoreError::Inconsistent { .. }) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "the log cannot be folded");
+                    self.forget();
+                    return Ok(false);
+                }
+                folded => folded?,
             }
-            self.take(&entries);
         }
+        Ok(true)
+    }
+
+    async fn fold_page(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
+        let entries = events::list_after(conn, self.fleet.sequence(), FOLD_PAGE).await?;
+        if entries.is_empty() {
+            return Err(StoreError::Inconsistent {
+                table: "allocation_events",
+                row: (self.fleet.sequence() + 1).to_string(),
+                problem: format!("the log ends before {}", pool.last_sequence),
+            });
+        }
+        self.take(&entries);
         Ok(())
     }
 
@@ -279,10 +287,8 @@ impl Replica {
 
     async fn reload(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
         // What the tables hold beyond what the log leads to was changed by hand, and the log does not know.
-        let known = self.can_fold(pool);
-        if known {
-            self.fold(conn, pool).await?;
-        } else {
+        let known = self.can_fold(pool) && self.fold(conn, pool).await?;
+        if !known {
             self.unlogged.clear();
             self.unlogged_policy = None;
         }

@@ -307,14 +307,19 @@ async fn a_log_row_that_this_release_cannot_read_stops_no_replica() {
     client.ensure("shop", &[]).await.unwrap();
     other.ensure("wiki", &[]).await.unwrap();
     // As a newer release would write it.
-    both.psql(
-        "INSERT INTO allocation_events (first_sequence, last_sequence, event_time, kind, request_id, payload)
-         SELECT last_sequence + 1, last_sequence + 1, now(), 'server_changed', 'newer', '{\"moved\": true}' FROM pools",
-    )
-    .await;
+    let newer = "INSERT INTO allocation_events (first_sequence, last_sequence, event_time, kind, request_id, payload)
+         SELECT last_sequence + 1, last_sequence + 1, now(), 'server_changed', 'newer', '{\"moved\": true}' FROM pools";
+    both.psql(newer).await;
     for (replica, project) in [(&mut client, "blog"), (&mut other, "bot")] {
         assert_eq!(choice(replica).await, "a");
         replica.ensure(project, &[]).await.unwrap();
+    }
+    // And where the tables have to be read anew after it.
+    both.psql(newer).await;
+    both.psql("DELETE FROM port_allocations WHERE project_id IS NULL").await;
+    for (replica, project) in [(&mut client, "docs"), (&mut other, "mail")] {
+        replica.ensure(project, &[]).await.unwrap();
+        assert_eq!(choice(replica).await, "a");
     }
     assert_consistent(both.sql()).await;
 }
