@@ -110,7 +110,7 @@ impl Combiner {
             self.clock = Some(Clock::new(now));
             self.conn = Some(conn);
             replica.fleet_mut().keep_attempt();
-            replica.placed().apply(&entries);
+            replica.placed().apply(entries.iter().filter_map(LogEntry::placement));
             self.left_at = Some(replica.position());
             self.announcer.announce(expected.epoch, entries);
             count(batch, begin);

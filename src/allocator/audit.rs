@@ -14,6 +14,7 @@ use tokio_stream::StreamExt as _;
 use crate::{
     domain::{
         Allocation, Port, Project, ProjectId, Protocol, Resources, ServerHandle,
+        event::{Change, Grant},
         fleet::{PortStanding, ServerState},
         line::Waiter,
         placement::Context,
@@ -205,12 +206,17 @@ async fn replay(
     let mut operations = 0;
     while replay.fleet().sequence() < pool.last_sequence {
         let entries = events::list_after(conn, replay.fleet().sequence(), PAGE).await?;
+        let changes = events::list_changes_after(conn, replay.fleet().sequence(), PAGE).await?;
         if entries.is_empty() {
             report.check("log", "newest event", &pool.last_sequence, &replay.fleet().sequence());
             break;
         }
-        for entry in entries {
+        for (entry, change) in entries.into_iter().zip(changes) {
             operations += 1;
+            if let Change::Grant(grant) = change {
+                let subject = format!("event {}", entry.first_sequence);
+                report.check(&subject, "granted, by the payload", &Grant::of(&entry), &Some(grant));
+            }
             report.check("log", "next event", &(replay.fleet().sequence() + 1), &entry.first_sequence);
             match replay.take(&entry, context) {
                 Again::NoDecision => {}

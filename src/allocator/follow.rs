@@ -100,19 +100,19 @@ impl Follower {
         let Some(after) = self.replica.read().await.folded() else { return Ok(false) };
         let read = async {
             let mut conn = self.store.acquire_for_follower().await?;
-            let entries = events::list_after(&mut conn, after, PAGE).await?;
+            let changes = events::list_changes_after(&mut conn, after, PAGE).await?;
             conn.keep();
-            Ok(entries)
+            Ok(changes)
         };
-        let entries = match within(PAGE_LIMIT, read).await {
+        let changes = match within(PAGE_LIMIT, read).await {
             // Who has the row reads the tables, which need not be stopped by what this release cannot read in the log.
             Err(StoreError::Inconsistent { .. }) => return Ok(false),
-            entries => entries?,
+            changes => changes?,
         };
-        if entries.is_empty() {
+        if changes.is_empty() {
             return Ok(false);
         }
-        let more = i64::try_from(entries.len()) == Ok(PAGE);
-        Ok(self.replica.write().await.follow(entries) && more)
+        let more = i64::try_from(changes.len()) == Ok(PAGE);
+        Ok(self.replica.write().await.follow(changes) && more)
     }
 }

@@ -36,9 +36,6 @@ use crate::{
 /// How often a batch that another transaction was in the way of is tried anew, each time in a new transaction (L45).
 const BUSY_TRIES: u32 = 3;
 
-/// How often it is looked for news while the pool's row is waited for, if that takes as long as the last time.
-const LOOKS: u32 = 3;
-
 /// A wait that is shorter is none: nobody else has the row.
 const SHORT: Duration = Duration::from_millis(3);
 
@@ -203,8 +200,8 @@ impl Combiner {
         }
     }
 
-    /// Begins a transaction, and waits for the pool's row. What others commit while they have it is folded meanwhile, so that
-    /// little is left to be read once it is had.
+    /// Begins a transaction, and waits for the pool's row. Where that takes longer than the last time, what others commit while they
+    /// have it is folded meanwhile, so that little is left to be read once it is had.
     async fn begin<'c>(
         &mut self,
         conn: &'c mut PoolConnection<Postgres>,
@@ -218,7 +215,7 @@ impl Combiner {
         }
         let since = Instant::now();
         let mut begun = pin!(WriteTransaction::begin(conn));
-        let pause = (self.wait / LOOKS).max(SHORT);
+        let pause = self.wait.max(SHORT);
         let begun = loop {
             if let Ok(begun) = tokio::time::timeout(pause, &mut begun).await {
                 break begun;
@@ -317,7 +314,7 @@ impl Combiner {
         line::settle(conn, &mut journal, fleet, &context).await?;
         journal.write(conn).await?;
         line::write(conn, &journal, fleet).await?;
-        replica.placed().apply(journal.entries());
+        replica.placed().apply(journal.entries().iter().filter_map(LogEntry::placement));
         let answers = answers.into_iter().map(|answer| answer.unwrap_or(Ok(Answer::Done))).collect();
         Ok((answers, journal.into_entries()))
     }

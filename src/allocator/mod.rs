@@ -19,6 +19,7 @@ mod journal;
 mod leases;
 pub mod line;
 mod listed;
+mod load;
 mod locked;
 mod options;
 mod placed;

@@ -10,10 +10,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use crate::domain::{
-    ProjectId,
-    event::{LogEntry, Operation},
-};
+use crate::domain::ProjectId;
 
 /// The projects that are placed; cheap to clone, and the same for all clones.
 #[derive(Debug, Clone, Default)]
@@ -54,17 +51,14 @@ impl Placed {
         hashes.known.contains(&hash(id.as_str()))
     }
 
-    /// Takes up what operations did.
-    pub fn apply(&self, entries: &[LogEntry]) {
+    /// Takes up which projects were placed (`true`) or taken off their servers (`false`), in order.
+    pub fn apply<'a>(&self, changes: impl Iterator<Item = (&'a ProjectId, bool)>) {
         let mut hashes = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        for entry in entries {
-            let Some(id) = &entry.project_id else { continue };
-            match &entry.operation {
-                Operation::Ensured(ensured) if ensured.selected.is_some() => hashes.insert(hash(id.as_str())),
-                Operation::Released(released) if released.returned.is_some() => {
-                    hashes.remove(hash(id.as_str()));
-                }
-                _ => {}
+        for (id, is_placed) in changes {
+            if is_placed {
+                hashes.insert(hash(id.as_str()));
+            } else {
+                hashes.remove(hash(id.as_str()));
             }
         }
     }

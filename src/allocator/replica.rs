@@ -3,26 +3,18 @@
 
 use sqlx::PgConnection;
 use time::OffsetDateTime;
-use tokio_stream::StreamExt as _;
 use uuid::Uuid;
 
-use super::placed::Placed;
+use super::{load, placed::Placed};
 use crate::{
     domain::{
         Fleet,
-        event::{LogEntry, Operation, ServerChange, ServerChanged},
+        event::{Change, Operation, ServerChange, ServerChanged},
         policy::FleetPolicy,
     },
-    store::{
-        StoreError, batches::Expected, events, placements, pools::PoolState, ports, read_whole_tables,
-        servers, waiters,
-    },
+    store::{StoreError, batches::Expected, events, pools::PoolState, servers, waiters},
 };
 
-/// How many servers are read at once.
-const SERVER_PAGE: i64 = 2_000;
-/// How many projects are read at once.
-const PROJECT_PAGE: i64 = 20_000;
 /// How many operations are read at once when the fleet is behind.
 const FOLD_PAGE: i64 = 5_000;
 
@@ -202,15 +194,15 @@ impl Replica {
     }
 
     async fn fold_page(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
-        let entries = events::list_after(conn, self.fleet.sequence(), FOLD_PAGE).await?;
-        if entries.is_empty() {
+        let changes = events::list_changes_after(conn, self.fleet.sequence(), FOLD_PAGE).await?;
+        if changes.is_empty() {
             return Err(StoreError::Inconsistent {
                 table: "allocation_events",
                 row: (self.fleet.sequence() + 1).to_string(),
                 problem: format!("the log ends before {}", pool.last_sequence),
             });
         }
-        self.take(&entries);
+        self.take(&changes);
         Ok(())
     }
 
@@ -222,14 +214,14 @@ impl Replica {
 
     /// Folds operations that were read without the pool's row, as far as they follow what is folded: whatever the fleet is brought to
     /// so need not be read while others wait for the row. Tells whether there were any.
-    pub fn follow(&mut self, mut entries: Vec<LogEntry>) -> bool {
-        entries.retain(|entry| entry.first_sequence > self.fleet.sequence());
+    pub fn follow(&mut self, mut changes: Vec<Change>) -> bool {
+        changes.retain(|change| change.first_sequence() > self.fleet.sequence());
         let next = self.folded().map(|folded| folded + 1);
-        if next.is_none() || entries.first().map(|entry| entry.first_sequence) != next {
+        if next.is_none() || changes.first().map(Change::first_sequence) != next {
             return false;
         }
         let somebody_waited = !self.fleet.line().is_empty();
-        self.take(&entries);
+        self.take(&changes);
         self.kept_is_old |= somebody_waited || !self.fleet.line().is_empty();
         true
     }
@@ -239,10 +231,11 @@ impl Replica {
         self.kept_is_old = false;
     }
 
-    fn take(&mut self, entries: &[LogEntry]) {
-        self.placed.apply(entries);
-        for entry in entries {
-            self.fleet.apply(entry);
+    fn take(&mut self, changes: &[Change]) {
+        self.placed.apply(changes.iter().filter_map(Change::placement));
+        for change in changes {
+            self.fleet.follow(change);
+            let Change::Operation(entry) = change else { continue };
             match &entry.operation {
                 Operation::ServerChanged(told) => {
                     self.unlogged.retain(|changed| changed.server.handle != told.server.handle);
@@ -297,8 +290,8 @@ impl Replica {
         if known {
             self.take_policy(pool);
         }
-        load(&mut fleet, conn, pool).await?;
-        load_placed(&self.placed, &fleet, conn).await?;
+        load::fleet(&mut fleet, conn, pool).await?;
+        load::placed(&self.placed, &fleet, conn).await?;
         for waiter in waiters::list_all(conn).await? {
             fleet.line_mut().load(waiter);
         }
@@ -317,46 +310,6 @@ impl Replica {
         self.edit_count = pool.edit_count;
         self.epoch = Some(pool.epoch);
         Ok(())
-    }
-}
-
-/// Reads servers and ports: a page of servers at a time, so that the fleet is not in memory twice.
-async fn load(fleet: &mut Fleet, conn: &mut PgConnection, pool: &PoolState) -> Result<(), StoreError> {
-    let mut after = String::new();
-    loop {
-        let page = servers::list_after(conn, &pool.policy, &after, SERVER_PAGE).await?;
-        let Some(last) = page.last() else { break };
-        after = last.row.state.server.handle.to_string();
-        for record in page {
-            fleet.load_row(record.row);
-        }
-    }
-    read_whole_tables(conn, true).await?;
-    let mut rows = ports::list_held(conn);
-    while let Some(held) = rows.next().await {
-        let held = held?;
-        fleet.load_held(&held.server_handle, held.protocol, &held.ports);
-    }
-    drop(rows);
-    read_whole_tables(conn, false).await?;
-    let mut rows = ports::list_given_back(conn);
-    while let Some(row) = rows.next().await {
-        let row = row?;
-        fleet.load_port(&row.server_handle, row.protocol, row.port, row.standing, pool.now);
-    }
-    Ok(())
-}
-
-/// Reads which projects are placed, a page at a time.
-async fn load_placed(placed: &Placed, fleet: &Fleet, conn: &mut PgConnection) -> Result<(), StoreError> {
-    let count: i64 = fleet.iter().map(|state| state.placement_count).sum();
-    placed.clear(usize::try_from(count).unwrap_or(0));
-    let mut after = String::new();
-    loop {
-        let page = placements::list_ids_after(conn, &after, PROJECT_PAGE).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        after.clone_from(last);
-        placed.load(&page);
     }
 }
 
@@ -383,8 +336,9 @@ mod tests {
     use super::*;
     use crate::domain::testing;
 
-    fn released(sequences: impl IntoIterator<Item = i64>) -> Vec<LogEntry> {
-        sequences.into_iter().map(|sequence| testing::released(sequence, "shop", "web-1")).collect()
+    fn released(sequences: impl IntoIterator<Item = i64>) -> Vec<Change> {
+        let released = |sequence| Change::Operation(testing::released(sequence, "shop", "web-1"));
+        sequences.into_iter().map(released).collect()
     }
 
     #[test]
@@ -392,7 +346,7 @@ mod tests {
         let mut replica = Replica::new(Placed::default());
         assert!(!replica.follow(released([1, 2])), "of a fleet that was never read nothing follows");
         replica.epoch = Some(Uuid::nil());
-        assert_eq!(released([1])[0].last_sequence(), 1);
+        assert_eq!(testing::released(1, "shop", "web-1").last_sequence(), 1);
         assert!(replica.follow(released([1, 2])));
         assert!(!replica.follow(released([1, 2])));
         assert!(replica.follow(released([2, 3])));

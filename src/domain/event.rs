@@ -2,13 +2,17 @@
 //! is a function of the operation alone, so that every replica numbers the same events alike.
 
 mod expand;
+mod grant;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-pub use self::expand::Event;
+pub use self::{
+    expand::Event,
+    grant::{Change, Grant},
+};
 use super::{
     Allocation, Disposition, Port, ProjectId, Reason, ResourceRequest, Resources, Server, ServerHandle,
     line::{LeftLine, Waiting},
@@ -53,6 +57,17 @@ impl LogEntry {
     pub fn events_up_to(&self, sequence: i64) -> usize {
         let count = sequence.min(self.last_sequence()) - self.first_sequence + 1;
         usize::try_from(count).unwrap_or(0)
+    }
+
+    /// The project that it placed (`true`) or took off its server (`false`); none where it did neither, as a move does not.
+    #[must_use]
+    pub fn placement(&self) -> Option<(&ProjectId, bool)> {
+        let is_placed = match &self.operation {
+            Operation::Ensured(ensured) if ensured.selected.is_some() => true,
+            Operation::Released(released) if released.returned.is_some() => false,
+            _ => return None,
+        };
+        Some((self.project_id.as_ref()?, is_placed))
     }
 
     /// The servers that it is about: of a move both.

@@ -5,6 +5,7 @@
 
 mod attempt;
 mod clock;
+mod fold;
 mod index;
 mod refusals;
 mod state;
@@ -25,8 +26,8 @@ pub use self::{
     view::{Room, Size, Standing, View},
 };
 use super::{
-    Allocation, Port, ProjectId, Protocol, Reason, Resources, Server, ServerHandle,
-    event::{LogEntry, Operation, ServerChange, ServerChanged},
+    Port, ProjectId, Protocol, Reason, Resources, Server, ServerHandle,
+    event::ServerChanged,
     line::Line,
     placement::{Context, filter::admits},
     policy::FleetPolicy,
@@ -299,91 +300,6 @@ impl Fleet {
     /// Takes over what another fleet knows of refusals, which is not in the tables.
     pub fn take_refusals_of(&mut self, other: Self) {
         self.refusals = other.refusals;
-    }
-
-    /// Folds one operation of the log: the one way in which sums and ports change.
-    pub fn apply(&mut self, entry: &LogEntry) {
-        self.note_step(entry);
-        self.sequence = entry.last_sequence();
-        self.come_to(entry.event_time);
-        self.line.fold(entry);
-        match (&entry.operation, &entry.server_handle) {
-            (Operation::Ensured(ensured), Some(handle)) => {
-                self.change_quietly(handle, |state| {
-                    state.reserved += ensured.grown;
-                    state.placement_count += i64::from(ensured.selected.is_some());
-                    for Allocation { protocol, port, .. } in &ensured.allocations {
-                        state.ports.take(*protocol, *port);
-                    }
-                });
-                if let Some(project) = &entry.project_id {
-                    self.refusals.forget(project);
-                }
-            }
-            (Operation::Released(released), Some(handle)) => {
-                self.change(handle, |state| {
-                    for Allocation { protocol, port, .. } in &released.allocations {
-                        state.ports.give_back(*protocol, *port, released.free_after, entry.event_time);
-                    }
-                    if let Some(returned) = released.returned {
-                        state.reserved -= returned;
-                        state.placement_count -= 1;
-                    }
-                });
-            }
-            (Operation::Relocated(relocated), Some(handle)) => {
-                self.change(&relocated.from_server_handle, |state| {
-                    for Allocation { protocol, port, .. } in &relocated.released {
-                        state.ports.give_back(*protocol, *port, relocated.free_after, entry.event_time);
-                    }
-                    state.reserved -= relocated.reserved;
-                    state.placement_count -= 1;
-                });
-                self.change(handle, |state| {
-                    for Allocation { protocol, port, .. } in &relocated.allocations {
-                        state.ports.take(*protocol, *port);
-                    }
-                    state.reserved += relocated.reserved;
-                    state.placement_count += 1;
-                });
-            }
-            (Operation::PortReplaced(replaced), Some(handle)) => {
-                self.set_aside_ends.insert((replaced.until, handle.clone()));
-                self.change(handle, |state| {
-                    let Allocation { protocol, port, .. } = replaced.set_aside;
-                    state.ports.set_aside(protocol, port, replaced.until, entry.event_time);
-                    state.ports.take(replaced.allocation.protocol, replaced.allocation.port);
-                });
-            }
-            (Operation::PolicyChanged(changed), _) => {
-                self.set_policy(changed.policy);
-            }
-            (Operation::Refused(refused), _) => {
-                if let Some(project) = &entry.project_id {
-                    self.refusals.note(project.clone(), refused.reason, entry.event_time);
-                }
-            }
-            (Operation::ServerChanged(changed), _) => {
-                if changed.changes.contains(&ServerChange::Removed) {
-                    self.remove(&changed.server.handle);
-                } else {
-                    self.upsert(changed.server.clone());
-                }
-                if changed.changes.contains(&ServerChange::UsageStale) {
-                    self.change(&changed.server.handle, |state| state.usage_stale = true);
-                }
-            }
-            // The schema of the log has a server on all of these.
-            (
-                Operation::Ensured(_)
-                | Operation::Released(_)
-                | Operation::Relocated(_)
-                | Operation::PortReplaced(_),
-                None,
-            )
-            // The line has folded these.
-            | (Operation::Waiting(_) | Operation::LeftLine(_), _) => {}
-        }
     }
 }
 

@@ -89,10 +89,10 @@ macro_rules! insert {
                 RETURNING 1
             ), told AS (
                 INSERT INTO allocation_events (pool_id, first_sequence, last_sequence, event_time, kind, project_id,
-                    server_handle, request_id, payload)
+                    server_handle, request_id, payload, granted)
                 SELECT pool_id, unnest($20::bigint[]), unnest($21::bigint[]), unnest($22::timestamptz[]),
                        unnest($23::text[])::operation_kind, unnest($24::text[]), unnest($25::text[]), unnest($26::text[]),
-                       unnest($27::text[])::jsonb
+                       unnest($27::text[])::jsonb, unnest($34::bytea[])
                 FROM as_expected
                 RETURNING 1
             )
@@ -131,7 +131,8 @@ macro_rules! insert {
             expected.map(|expected| expected.last_sequence),
             expected.map(|expected| expected.inventory_revision),
             expected.map(|expected| expected.edit_count),
-            expected.map(|expected| expected.now)
+            expected.map(|expected| expected.now),
+            &events.granted as &[Option<Vec<u8>>]
         )
     }};
 }

@@ -9,11 +9,12 @@ use sqlx::{
 use time::OffsetDateTime;
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::{StoreError, actors, pools::DEFAULT_POOL};
+use super::{StoreError, actors, grants, pools::DEFAULT_POOL};
 use crate::domain::{
-    ProjectId, ServerHandle,
-    event::{LogEntry, Operation},
+    ProjectId, Resources, ServerHandle,
+    event::{Change, Grant, LogEntry, Operation},
 };
+use smallvec::SmallVec;
 
 /// What is before the text of a `jsonb` in Postgres' binary format.
 const JSONB_VERSION: u8 = 1;
@@ -26,6 +27,19 @@ struct Row {
     server_handle: Option<String>,
     request_id: String,
     payload: Payload,
+}
+
+struct ChangeRow {
+    first_sequence: i64,
+    last_sequence: i64,
+    event_time: OffsetDateTime,
+    kind: String,
+    project_id: Option<String>,
+    server_handle: Option<String>,
+    granted: Option<Vec<u8>>,
+    /// These two where nothing is granted.
+    request_id: Option<String>,
+    payload: Option<Payload>,
 }
 
 /// The text of a payload, which is read once: into the operation that it is of.
@@ -84,7 +98,41 @@ pub async fn list_after(
     decode(rows).await
 }
 
-/// The same, of one project.
+/// The same, as another replica than the one that committed them folds them.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_changes_after(
+    conn: &mut PgConnection,
+    sequence: i64,
+    limit: i64,
+) -> Result<Vec<Change>, StoreError> {
+    let mut rows = sqlx::query_as!(
+        ChangeRow,
+        r#"
+        SELECT first_sequence, last_sequence, event_time, kind::text AS "kind!", project_id, server_handle, granted,
+               CASE WHEN granted IS NULL THEN request_id END AS request_id,
+               CASE WHEN granted IS NULL THEN payload END AS "payload: Payload"
+        FROM allocation_events
+        WHERE pool_id = $1 AND last_sequence > $2
+          AND first_sequence >= coalesce((SELECT first_sequence FROM allocation_events
+                                          WHERE pool_id = $1 AND first_sequence <= $2
+                                          ORDER BY first_sequence DESC LIMIT 1), 0)
+        ORDER BY first_sequence LIMIT $3
+        "#,
+        DEFAULT_POOL,
+        sequence,
+        limit
+    )
+    .fetch(conn);
+    let mut changes = Vec::new();
+    while let Some(row) = rows.next().await {
+        changes.push(row?.try_into()?);
+    }
+    Ok(changes)
+}
+
+/// The same as [`list_after`], of one project.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -165,6 +213,43 @@ impl TryFrom<Row> for LogEntry {
     }
 }
 
+impl TryFrom<ChangeRow> for Change {
+    type Error = StoreError;
+
+    fn try_from(row: ChangeRow) -> Result<Self, StoreError> {
+        let ChangeRow { first_sequence, event_time, project_id, server_handle, .. } = row;
+        let broken = |problem: String| {
+            StoreError::inconsistent("allocation_events", first_sequence.to_string(), problem)
+        };
+        match (row.granted, row.request_id, row.payload) {
+            (Some(granted), ..) => {
+                let project_id = ProjectId::parse(project_id.as_deref().unwrap_or_default());
+                let server_handle = ServerHandle::parse(server_handle.as_deref().unwrap_or_default());
+                let mut grant = Grant {
+                    first_sequence,
+                    last_sequence: row.last_sequence,
+                    event_time,
+                    project_id: project_id.map_err(|error| broken(format!("project_id: {error}")))?,
+                    server_handle: server_handle
+                        .map_err(|error| broken(format!("server_handle: {error}")))?,
+                    is_placement: false,
+                    grown: Resources::ZERO,
+                    ports: SmallVec::new(),
+                };
+                grants::decode(&granted, &mut grant).map_err(|error| broken(format!("granted: {error}")))?;
+                Ok(Self::Grant(grant))
+            }
+            (None, Some(request_id), Some(payload)) => {
+                let kind = row.kind;
+                let row =
+                    Row { first_sequence, event_time, kind, project_id, server_handle, request_id, payload };
+                row.try_into().map(Self::Operation)
+            }
+            _ => Err(broken("neither `granted` nor `payload`".to_owned())),
+        }
+    }
+}
+
 /// Operations as columns, for statements over arrays.
 #[derive(Debug, Default)]
 pub struct EventColumns {
@@ -176,6 +261,7 @@ pub struct EventColumns {
     pub(super) server_handle: Vec<Option<String>>,
     pub(super) request_id: Vec<String>,
     pub(super) payload: Vec<String>,
+    pub(super) granted: Vec<Option<Vec<u8>>>,
 }
 
 impl EventColumns {
@@ -205,6 +291,7 @@ impl EventColumns {
             columns.server_handle.push(entry.server_handle.as_ref().map(ToString::to_string));
             columns.request_id.push(entry.request_id.clone());
             columns.payload.push(payload);
+            columns.granted.push(Grant::of(entry).as_ref().map(grants::encode));
         }
         Ok(columns)
     }

@@ -10,6 +10,7 @@ pub mod batches;
 pub mod changes;
 pub mod error;
 pub mod events;
+mod grants;
 pub mod hints;
 pub mod leases;
 mod migrations;

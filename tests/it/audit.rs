@@ -194,6 +194,13 @@ async fn l47_whatever_else_was_done_to_the_tables_is_told_by_name() {
             "event",
             "decision for blog",
         ),
+        // One port fewer, which replicas that fold the operation would take for free.
+        (
+            "UPDATE allocation_events SET granted = substring(granted FROM 1 FOR 2)
+             WHERE first_sequence = (SELECT min(first_sequence) FROM allocation_events WHERE kind = 'ensured')",
+            "event",
+            "granted, by the payload",
+        ),
     ] {
         let mut edit = service.database.sql.begin().await.unwrap();
         edit.execute("SET LOCAL session_replication_role = replica").await.unwrap();

@@ -31,6 +31,27 @@ fn release(project_id: &str) -> v1::ReleaseAllocationRequest {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_one_commits_the_other_sees_at_once() {
     let replicas = Replicas::start().await;
+    commit_by_either(&replicas).await;
+    let otherwise =
+        "SELECT count(*) FROM allocation_events WHERE (kind = 'ensured') <> (granted IS NOT NULL)";
+    assert_eq!(replicas.service.database.count(otherwise).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_release_before_commits_is_seen_too() {
+    let replicas = Replicas::start().await;
+    for statement in [
+        "CREATE FUNCTION tell_no_grants() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.granted := NULL; RETURN NEW; END $$",
+        "CREATE TRIGGER tell_no_grants BEFORE INSERT ON allocation_events FOR EACH ROW EXECUTE FUNCTION tell_no_grants()",
+    ] {
+        sqlx::query(statement).execute(&replicas.service.database.sql).await.unwrap();
+    }
+    commit_by_either(&replicas).await;
+    let told = "SELECT count(*) FROM allocation_events WHERE granted IS NOT NULL";
+    assert_eq!(replicas.service.database.count(told).await, 0);
+}
+
+async fn commit_by_either(replicas: &Replicas) {
     let (mut one, mut two) = replicas.clients();
     refused(two.ensure("p", &[]).await, Code::FailedPrecondition, "NO_SERVERS");
     one.register(server("a")).await;

@@ -364,13 +364,15 @@ impl Line {
             Operation::LeftLine(_) => self.forget(project),
             Operation::Ensured(ensured) if ensured.served.is_some() => self.forget(project),
             Operation::Refused(_) => {}
-            // What it holds is another now, and so may be what it asks for.
-            _ => {
-                let arrival = self.arrivals.get(project);
-                if let Some(member) = arrival.and_then(|arrival| self.members.get_mut(arrival)) {
-                    member.ask = None;
-                }
-            }
+            _ => self.note_change(project),
+        }
+    }
+
+    /// Takes up that what a project holds is another now, and so may be what it asks for.
+    pub(super) fn note_change(&mut self, project: &ProjectId) {
+        let arrival = self.arrivals.get(project);
+        if let Some(member) = arrival.and_then(|arrival| self.members.get_mut(arrival)) {
+            member.ask = None;
         }
     }
 

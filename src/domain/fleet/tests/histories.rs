@@ -7,7 +7,8 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::*;
 use crate::domain::{
-    ModuleName, Project, Refusal, ServerStatus,
+    Allocation, ModuleName, Project, Refusal, ServerStatus,
+    event::{Change, Grant},
     placement::{Decision, PortReplacement, Relocation, decide},
     ports::{PortShortage, TakenCause},
     replay::{Again, Replay},
@@ -28,8 +29,9 @@ fn stored<T: Serialize + DeserializeOwned>(payload: &T) -> T {
     serde_json::from_str(&serde_json::to_string(payload).unwrap()).unwrap()
 }
 
-/// The fold of another replica, which reads the log and the usage reports.
-fn replayed(log: &[Committed]) -> Fleet {
+/// The fold of another replica, which reads the log and the usage reports; of what was granted the little that it has to know, or
+/// all that the log has.
+fn replayed(log: &[Committed], by_grants: bool) -> Fleet {
     let mut fleet = Fleet::default();
     for committed in log {
         match committed {
@@ -45,7 +47,9 @@ fn replayed(log: &[Committed]) -> Fleet {
                     Operation::Waiting(waiting) => Operation::Waiting(stored(waiting)),
                     Operation::LeftLine(left) => Operation::LeftLine(stored(left)),
                 };
-                fleet.apply(&LogEntry { operation, ..entry.as_ref().clone() });
+                let entry = LogEntry { operation, ..entry.as_ref().clone() };
+                let grant = by_grants.then(|| Grant::of(&entry)).flatten();
+                fleet.follow(&grant.map_or(Change::Operation(entry), Change::Grant));
             }
             Committed::Usage(handle, observation) => fleet.observe(handle, observation.clone()),
         }
@@ -272,11 +276,13 @@ proptest! {
         for step in &history {
             take(&mut ledger, step);
         }
-        let replica = replayed(&ledger.log);
-        assert_same(&replica, &ledger.fleet);
-        assert_eq!(replica.refusals, ledger.fleet.refusals);
         let next = next_decisions(&ledger.fleet, &ledger, ledger.now());
-        assert_eq!(next_decisions(&replica, &ledger, ledger.now()), next);
+        for by_grants in [true, false] {
+            let replica = replayed(&ledger.log, by_grants);
+            assert_same(&replica, &ledger.fleet);
+            assert_eq!(replica.refusals, ledger.fleet.refusals);
+            assert_eq!(next_decisions(&replica, &ledger, ledger.now()), next);
+        }
         // A replica that starts anew reads the tables instead.
         let loaded = a_fleet_at(ledger.now(), &ledger.servers());
         assert_eq!(next_decisions(&loaded, &ledger, ledger.now()), next);

@@ -11,7 +11,7 @@ use time::Duration;
 use super::*;
 use crate::domain::{
     Disposition,
-    event::{Refused, Requested},
+    event::{LogEntry, Operation, Refused, Requested, ServerChange},
     testing::{
         Ledger, NOW, TestServer, a_fleet, a_report, a_server, an_ensure, context, decide_new, handle, port,
         project, ram,
