@@ -1,5 +1,5 @@
 //! The column `granted` of the log: what an ensure granted, in few bytes. The payload says the same and more, in JSON, which takes
-//! Postgres and a replica ten times as long to read; and every operation is read by every replica that did not commit it.
+//! Postgres four times as long to read; and every operation is read by every replica that did not commit it.
 
 use prost::Message;
 
