@@ -105,8 +105,11 @@ impl Follower {
             Ok(changes)
         };
         let changes = match within(PAGE_LIMIT, read).await {
-            // Who has the row reads the tables, which need not be stopped by what this release cannot read in the log.
-            Err(StoreError::Inconsistent { .. }) => return Ok(false),
+            // What this release cannot read in the log is in the tables, which are read before the row is had.
+            Err(StoreError::Inconsistent { .. }) => {
+                self.replica.write().await.forget();
+                return Ok(false);
+            }
             changes => changes?,
         };
         if changes.is_empty() {

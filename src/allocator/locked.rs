@@ -38,6 +38,8 @@ const BUSY_TRIES: u32 = 3;
 
 /// A wait that is shorter is none: nobody else has the row.
 const SHORT: Duration = Duration::from_millis(3);
+/// After so long a wait it is looked for news at the latest.
+const LONG: Duration = Duration::from_millis(100);
 
 /// Whether a request is tried without any other.
 #[derive(Clone, Copy)]
@@ -215,7 +217,7 @@ impl Combiner {
         }
         let since = Instant::now();
         let mut begun = pin!(WriteTransaction::begin(conn));
-        let pause = self.wait.max(SHORT);
+        let pause = self.wait.clamp(SHORT, LONG);
         let begun = loop {
             if let Ok(begun) = tokio::time::timeout(pause, &mut begun).await {
                 break begun;

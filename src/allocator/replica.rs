@@ -178,7 +178,8 @@ impl Replica {
     }
 
     /// Folds the log up to where `pool` stands. Where this release cannot read what it tells, the fleet is thrown away, for the tables
-    /// are the truth; tells whether it was folded.
+    /// are the truth, and with it what was to be told of edits by hand, which a replica that can read on tells; tells whether it was
+    /// folded.
     async fn fold(&mut self, conn: &mut PgConnection, pool: &PoolState) -> Result<bool, StoreError> {
         while self.fleet.sequence() < pool.last_sequence {
             match self.fold_page(conn, pool).await {

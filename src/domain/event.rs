@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 pub use self::{
     expand::Event,
-    grant::{Change, Grant},
+    grant::{Change, Grant, Ports},
 };
 use super::{
     Allocation, Disposition, Port, ProjectId, Reason, ResourceRequest, Resources, Server, ServerHandle,

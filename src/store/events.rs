@@ -11,10 +11,9 @@ use tokio_stream::{Stream, StreamExt as _};
 
 use super::{StoreError, actors, grants, pools::DEFAULT_POOL};
 use crate::domain::{
-    ProjectId, Resources, ServerHandle,
+    ProjectId, ServerHandle,
     event::{Change, Grant, LogEntry, Operation},
 };
-use smallvec::SmallVec;
 
 /// What is before the text of a `jsonb` in Postgres' binary format.
 const JSONB_VERSION: u8 = 1;
@@ -222,22 +221,22 @@ impl TryFrom<ChangeRow> for Change {
             StoreError::inconsistent("allocation_events", first_sequence.to_string(), problem)
         };
         match (row.granted, row.request_id, row.payload) {
-            (Some(granted), ..) => {
+            (Some(granted), ..) if row.kind == "ensured" => {
                 let project_id = ProjectId::parse(project_id.as_deref().unwrap_or_default());
                 let server_handle = ServerHandle::parse(server_handle.as_deref().unwrap_or_default());
-                let mut grant = Grant {
+                let (is_placement, grown, ports) =
+                    grants::decode(&granted).map_err(|error| broken(format!("granted: {error}")))?;
+                Ok(Self::Grant(Grant {
                     first_sequence,
                     last_sequence: row.last_sequence,
                     event_time,
                     project_id: project_id.map_err(|error| broken(format!("project_id: {error}")))?,
                     server_handle: server_handle
                         .map_err(|error| broken(format!("server_handle: {error}")))?,
-                    is_placement: false,
-                    grown: Resources::ZERO,
-                    ports: SmallVec::new(),
-                };
-                grants::decode(&granted, &mut grant).map_err(|error| broken(format!("granted: {error}")))?;
-                Ok(Self::Grant(grant))
+                    is_placement,
+                    grown,
+                    ports,
+                }))
             }
             (None, Some(request_id), Some(payload)) => {
                 let kind = row.kind;
@@ -245,7 +244,8 @@ impl TryFrom<ChangeRow> for Change {
                     Row { first_sequence, event_time, kind, project_id, server_handle, request_id, payload };
                 row.try_into().map(Self::Operation)
             }
-            _ => Err(broken("neither `granted` nor `payload`".to_owned())),
+            (Some(_), ..) => Err(broken(format!("something is granted by one that is {}", row.kind))),
+            (None, ..) => Err(broken("neither `granted` nor `payload`".to_owned())),
         }
     }
 }

@@ -3,7 +3,10 @@
 
 use prost::Message;
 
-use crate::domain::{Port, Protocol, Resources, event::Grant};
+use crate::domain::{
+    Port, Protocol, Resources,
+    event::{Grant, Ports},
+};
 
 /// What the bytes say. Fields are only ever added, and then `granted` is left out where they matter, for replicas of the release
 /// before.
@@ -33,19 +36,18 @@ pub(super) fn encode(grant: &Grant) -> Vec<u8> {
     Granted { is_placement: grant.is_placement, cpu_millis, ram_mb, disk_mb, tcp, udp }.encode_to_vec()
 }
 
-/// Takes up what the bytes say into a grant that has everything else.
-pub(super) fn decode(bytes: &[u8], grant: &mut Grant) -> Result<(), String> {
+/// Whether a project was placed, what was reserved for it, and which ports it was given, as the bytes say.
+pub(super) fn decode(bytes: &[u8]) -> Result<(bool, Resources, Ports), String> {
     let granted = Granted::decode(bytes).map_err(|error| error.to_string())?;
     let Granted { is_placement, cpu_millis, ram_mb, disk_mb, tcp, udp } = granted;
-    grant.is_placement = is_placement;
-    grant.grown = Resources { cpu_millis, ram_mb, disk_mb };
-    for (protocol, ports) in [(Protocol::Tcp, tcp), (Protocol::Udp, udp)] {
-        for port in ports {
-            let port = Port::try_from(port).map_err(|error| format!("port {port} {error}"))?;
-            grant.ports.push((protocol, port));
+    let mut ports = Ports::with_capacity(tcp.len() + udp.len());
+    for (protocol, numbers) in [(Protocol::Tcp, tcp), (Protocol::Udp, udp)] {
+        for number in numbers {
+            let port = Port::try_from(number).map_err(|error| format!("port {number} {error}"))?;
+            ports.push((protocol, port));
         }
     }
-    Ok(())
+    Ok((is_placement, Resources { cpu_millis, ram_mb, disk_mb }, ports))
 }
 
 #[cfg(test)]
@@ -79,9 +81,8 @@ mod tests {
     #[test]
     fn what_was_granted_is_read_as_it_was_written() {
         for written in [grant(), empty(), Grant { is_placement: false, ..grant() }] {
-            let mut read = empty();
-            decode(&encode(&written), &mut read).unwrap();
-            assert_eq!(read, written);
+            let (is_placement, grown, ports) = decode(&encode(&written)).unwrap();
+            assert_eq!(Grant { is_placement, grown, ports, ..empty() }, written);
         }
         assert!(encode(&grant()).len() < 32);
     }
@@ -94,7 +95,7 @@ mod tests {
             (granted(vec![0]), "port 0 must be 1 to 65535"),
             (granted(vec![8000, 65536]), "port 65536 must be 1 to 65535"),
         ] {
-            let refused = decode(&bytes, &mut empty()).unwrap_err();
+            let refused = decode(&bytes).unwrap_err();
             assert!(refused.starts_with(told), "{refused}");
         }
     }

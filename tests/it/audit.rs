@@ -194,7 +194,7 @@ async fn l47_whatever_else_was_done_to_the_tables_is_told_by_name() {
             "event",
             "decision for blog",
         ),
-        // One port fewer, which replicas that fold the operation would take for free.
+        // No port and no reservation, so that replicas which fold the operation would take them for free.
         (
             "UPDATE allocation_events SET granted = substring(granted FROM 1 FOR 2)
              WHERE first_sequence = (SELECT min(first_sequence) FROM allocation_events WHERE kind = 'ensured')",

@@ -321,5 +321,26 @@ async fn a_log_row_that_this_release_cannot_read_stops_no_replica() {
         replica.ensure(project, &[]).await.unwrap();
         assert_eq!(choice(replica).await, "a");
     }
+    // What was granted, in bytes that say nothing, and of an operation that grants nothing.
+    for (module, newer) in [
+        (
+            "api",
+            "INSERT INTO allocation_events (first_sequence, last_sequence, event_time, kind, project_id, server_handle, request_id,
+                 payload, granted)
+             SELECT last_sequence + 1, last_sequence + 1, now(), 'ensured', 'shop', 'a', 'newer', '{}', '\\xff' FROM pools",
+        ),
+        (
+            "web",
+            "INSERT INTO allocation_events (first_sequence, last_sequence, event_time, kind, project_id, server_handle, request_id,
+                 payload, granted)
+             SELECT last_sequence + 1, last_sequence + 1, now(), 'server_changed', 'shop', 'a', 'newer', '{}', '' FROM pools",
+        ),
+    ] {
+        both.psql(newer).await;
+        for (replica, project) in [(&mut client, "chat"), (&mut other, "wiki")] {
+            replica.ensure(project, &[module]).await.unwrap();
+            assert_eq!(choice(replica).await, "a");
+        }
+    }
     assert_consistent(both.sql()).await;
 }

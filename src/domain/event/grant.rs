@@ -4,10 +4,13 @@
 use smallvec::SmallVec;
 use time::OffsetDateTime;
 
-use super::{LogEntry, Operation};
+use super::{Ensured, LogEntry, Operation};
 use crate::domain::{Port, ProjectId, Protocol, Resources, ServerHandle};
 
-/// What an ensure granted to a project that stood in no line, with its place in the log.
+/// Ports of a server: most ensures are given a few.
+pub type Ports = SmallVec<[(Protocol, Port); 4]>;
+
+/// What an ensure granted that served nobody in line, with its place in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// The number of its first event.
@@ -25,7 +28,7 @@ pub struct Grant {
     /// What was reserved in addition.
     pub grown: Resources,
     /// The ports that were given, in order.
-    pub ports: SmallVec<[(Protocol, Port); 4]>,
+    pub ports: Ports,
 }
 
 impl Grant {
@@ -33,11 +36,22 @@ impl Grant {
     #[must_use]
     pub fn of(entry: &LogEntry) -> Option<Self> {
         let Operation::Ensured(ensured) = &entry.operation else { return None };
-        if ensured.served.is_some() {
+        // By name, so that whoever adds one thinks of whether a fleet has to know it.
+        let Ensured {
+            selected,
+            grown,
+            allocations,
+            served,
+            usage_counted: _,
+            requested: _,
+            server_address: _,
+            allocation_count: _,
+            expire_time: _,
+        } = ensured;
+        if served.is_some() {
             return None;
         }
-        let mut ports: SmallVec<_> =
-            ensured.allocations.iter().map(|held| (held.protocol, held.port)).collect();
+        let mut ports: Ports = allocations.iter().map(|held| (held.protocol, held.port)).collect();
         ports.sort_unstable();
         Some(Self {
             first_sequence: entry.first_sequence,
@@ -45,14 +59,14 @@ impl Grant {
             event_time: entry.event_time,
             project_id: entry.project_id.clone()?,
             server_handle: entry.server_handle.clone()?,
-            is_placement: ensured.selected.is_some(),
-            grown: ensured.grown,
+            is_placement: selected.is_some(),
+            grown: *grown,
             ports,
         })
     }
 }
 
-/// An operation as a replica folds it that has not committed it.
+/// An operation as a replica folds it that has read it from the log.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
     /// One that granted something, and did nothing else that a fleet has to know.

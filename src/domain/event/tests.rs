@@ -9,7 +9,8 @@ use crate::domain::{
     Protocol, ServerStatus,
     line::{LeaveCause, WaitingRequest},
     testing::{
-        Ledger, NOW, a_module, a_server, an_ensure, handle, ledger::Committed, module, port, ram, range,
+        Ledger, NOW, a_module, a_server, an_ensure, handle, ledger::Committed, module, port, project, ram,
+        range, read_again,
     },
 };
 
@@ -444,4 +445,39 @@ fn the_stored_form_of_a_server_changed_is_as_it_was() {
           }
         }
         "#);
+}
+
+fn of_shop(first_sequence: i64, operation: Operation) -> LogEntry {
+    let (project_id, server_handle) = (Some(project("shop")), Some(handle("web-1")));
+    LogEntry { project_id, server_handle, ..entry_from(first_sequence, operation) }
+}
+
+#[test]
+fn what_places_a_project_and_what_takes_it_off_its_server_is_told() {
+    for operation in operations() {
+        let entry = of_shop(7, operation);
+        let placed = match &entry.operation {
+            Operation::Ensured(ensured) => ensured.selected.map(|_| true),
+            Operation::Released(released) => released.returned.map(|_| false),
+            _ => None,
+        };
+        let expected = placed.map(|placed| (entry.project_id.as_ref().unwrap(), placed));
+        assert_eq!(entry.placement(), expected, "{entry:?}");
+        let read = read_again(&entry);
+        assert_eq!(read.placement(), expected, "{entry:?}");
+        assert_eq!(read.first_sequence(), 7);
+    }
+}
+
+#[test]
+fn what_is_granted_has_its_ports_in_order() {
+    let ensured = Ensured {
+        served: None,
+        allocations: vec![allocation("b", 8001), allocation("a", 8000)],
+        ..ensured(true, 0)
+    };
+    let grant = Grant::of(&of_shop(1, Operation::Ensured(ensured))).unwrap();
+    let ports: Vec<_> = grant.ports.iter().map(|(_, port)| port.get()).collect();
+    assert_eq!(ports, [8000, 8001]);
+    assert!(grant.is_placement);
 }

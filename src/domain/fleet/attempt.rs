@@ -80,13 +80,6 @@ impl Fleet {
         self.attempt = Some(attempt);
     }
 
-    /// Notes that something is about to change which cannot be taken back, where there is an attempt.
-    pub(super) fn note_final_step(&mut self) {
-        if let Some(attempt) = &mut self.attempt {
-            attempt.is_final = true;
-        }
-    }
-
     /// What is needed to take an operation back; none where it cannot be.
     fn step(&self, entry: &LogEntry) -> Option<Step> {
         let project = entry.project_id.as_ref()?;

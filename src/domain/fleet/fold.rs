@@ -1,32 +1,36 @@
-//! The fold: what operations of the log do to a fleet. There is no other way in which sums and ports change.
+//! The fold: what operations of the log do to a fleet.
+
+use time::OffsetDateTime;
 
 use super::Fleet;
 use crate::domain::{
-    Allocation, Port, Protocol, Resources, ServerHandle,
+    Allocation, Port, ProjectId, Protocol, Resources, ServerHandle,
     event::{Change, Grant, LogEntry, Operation, ServerChange},
 };
 
 impl Fleet {
-    /// Folds an operation that another replica committed.
+    /// Folds an operation that was read from the log, outside of an attempt.
     pub fn follow(&mut self, change: &Change) {
+        debug_assert!(!self.is_attempting(), "what was read is not taken back");
         match change {
             Change::Operation(entry) => self.apply(entry),
-            Change::Grant(grant) => self.apply_grant(grant),
+            Change::Grant(grant) => {
+                let Grant { project_id, server_handle, is_placement, grown, ports, .. } = grant;
+                self.advance(grant.last_sequence, grant.event_time);
+                self.line.note_change(project_id);
+                self.grant(Some(project_id), server_handle, *is_placement, *grown, ports.iter().copied());
+            }
         }
     }
 
-    fn apply_grant(&mut self, grant: &Grant) {
-        let Grant { project_id, server_handle, is_placement, grown, .. } = grant;
-        self.note_final_step();
-        self.sequence = grant.last_sequence;
-        self.come_to(grant.event_time);
-        self.line.note_change(project_id);
-        self.grant(server_handle, *is_placement, *grown, grant.ports.iter().copied());
-        self.refusals.forget(project_id);
+    fn advance(&mut self, sequence: i64, time: OffsetDateTime) {
+        self.sequence = sequence;
+        self.come_to(time);
     }
 
     fn grant(
         &mut self,
+        project: Option<&ProjectId>,
         handle: &ServerHandle,
         is_placement: bool,
         grown: Resources,
@@ -39,21 +43,21 @@ impl Fleet {
                 state.ports.take(protocol, port);
             }
         });
+        if let Some(project) = project {
+            self.refusals.forget(project);
+        }
     }
 
     /// Folds an operation.
     pub fn apply(&mut self, entry: &LogEntry) {
         self.note_step(entry);
-        self.sequence = entry.last_sequence();
-        self.come_to(entry.event_time);
+        self.advance(entry.last_sequence(), entry.event_time);
         self.line.fold(entry);
         match (&entry.operation, &entry.server_handle) {
             (Operation::Ensured(ensured), Some(handle)) => {
                 let ports = ensured.allocations.iter().map(|held| (held.protocol, held.port));
-                self.grant(handle, ensured.selected.is_some(), ensured.grown, ports);
-                if let Some(project) = &entry.project_id {
-                    self.refusals.forget(project);
-                }
+                let is_placement = ensured.selected.is_some();
+                self.grant(entry.project_id.as_ref(), handle, is_placement, ensured.grown, ports);
             }
             (Operation::Released(released), Some(handle)) => {
                 self.change(handle, |state| {

@@ -308,10 +308,11 @@ pub fn refresh_kept(fleet: &mut Fleet, known: Known<'_>, context: &Context) -> O
         let_go(fleet);
         return None;
     };
-    if line.keeps_for == Some(first) && !line.shrunk && line.changed == Changed::default() {
+    let is_known = member.ask.is_some();
+    if line.keeps_for == Some(first) && is_known && !line.shrunk && line.changed == Changed::default() {
         return None;
     }
-    if member.ask.is_none() {
+    if !is_known {
         let waiter = member.waiter.clone();
         let Some(project) = known(&waiter.project_id) else { return Some(waiter.project_id) };
         let ask = WaitingAsk::of(&project, &waiter.ensure_request());

@@ -29,6 +29,7 @@ use crate::domain::{
         ledger::Committed,
         project,
         queue::{Ended, Waited},
+        read_again,
     },
 };
 
@@ -448,7 +449,7 @@ fn replayed(log: &[Committed]) -> Fleet {
     let mut fleet = Fleet::default();
     for committed in log {
         match committed {
-            Committed::Entry(entry) => fleet.apply(entry),
+            Committed::Entry(entry) => fleet.follow(&read_again(entry)),
             Committed::Usage(handle, observation) => fleet.observe(handle, observation.clone()),
         }
     }

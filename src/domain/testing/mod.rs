@@ -25,7 +25,7 @@ pub use self::ledger::Ledger;
 use super::{
     Fleet, ModuleName, Port, PortRange, Project, ProjectId, Protocol, Refusal, ResourceRequest, Resources,
     Server, ServerHandle, ServerStatus,
-    event::{LogEntry, Operation, ReleaseCause, Released},
+    event::{Change, Grant, LogEntry, Operation, ReleaseCause, Released},
     fleet::{PortStanding, ServerRow, ServerState},
     placement::{Context, Decision, decide},
     policy::FleetPolicy,
@@ -91,6 +91,14 @@ pub fn released(first_sequence: i64, project_id: &str, server_handle: &str) -> L
             free_after: NOW,
         }),
     }
+}
+
+/// What another replica reads of an operation in the log.
+pub fn read_again(entry: &LogEntry) -> Change {
+    let grant = Grant::of(entry);
+    let grants = matches!(&entry.operation, Operation::Ensured(ensured) if ensured.served.is_none());
+    assert_eq!(grant.is_some(), grants, "{entry:?}");
+    grant.map_or_else(|| Change::Operation(entry.clone()), Change::Grant)
 }
 
 /// A module's name.

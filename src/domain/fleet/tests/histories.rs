@@ -8,7 +8,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::*;
 use crate::domain::{
     Allocation, ModuleName, Project, Refusal, ServerStatus,
-    event::{Change, Grant},
+    event::Change,
     placement::{Decision, PortReplacement, Relocation, decide},
     ports::{PortShortage, TakenCause},
     replay::{Again, Replay},
@@ -20,7 +20,7 @@ use crate::domain::{
         cases, context_at,
         ledger::Committed,
         oracle::{self, Verdict},
-        port, range,
+        port, range, read_again,
     },
 };
 
@@ -48,8 +48,7 @@ fn replayed(log: &[Committed], by_grants: bool) -> Fleet {
                     Operation::LeftLine(left) => Operation::LeftLine(stored(left)),
                 };
                 let entry = LogEntry { operation, ..entry.as_ref().clone() };
-                let grant = by_grants.then(|| Grant::of(&entry)).flatten();
-                fleet.follow(&grant.map_or(Change::Operation(entry), Change::Grant));
+                fleet.follow(&if by_grants { read_again(&entry) } else { Change::Operation(entry) });
             }
             Committed::Usage(handle, observation) => fleet.observe(handle, observation.clone()),
         }
@@ -280,7 +279,7 @@ proptest! {
         for by_grants in [true, false] {
             let replica = replayed(&ledger.log, by_grants);
             assert_same(&replica, &ledger.fleet);
-            assert_eq!(replica.refusals, ledger.fleet.refusals);
+            assert_eq!((&replica.refusals, replica.time), (&ledger.fleet.refusals, ledger.fleet.time));
             assert_eq!(next_decisions(&replica, &ledger, ledger.now()), next);
         }
         // A replica that starts anew reads the tables instead.

@@ -21,7 +21,7 @@ impl Replica {
     fn catch_up(&mut self, ledger: &Ledger) {
         for committed in &ledger.log[self.read..] {
             match committed {
-                Committed::Entry(entry) => self.fleet.apply(entry),
+                Committed::Entry(entry) => self.fleet.follow(&read_again(entry)),
                 Committed::Usage(handle, observation) => self.fleet.observe(handle, observation.clone()),
             }
         }
@@ -86,6 +86,19 @@ fn a_replica_keeps_it_for_who_is_the_first_now() {
     replica.catch_up(&ledger);
     assert_eq!(replica.kept(), [("a", ram(1024))]);
     assert_eq!(replica.fleet.line().kept_for(), Some((&project("small"), &handle("a"))));
+}
+
+#[test]
+fn a_replica_keeps_less_where_the_first_got_a_part_of_it_by_another_call() {
+    let mut ledger = Ledger::of(&[a_server("a").ram(4096)]);
+    ledger.ensure(&an_ensure("large").ram(1024).disk(0)).unwrap();
+    ledger.ensure(&an_ensure("other").ram(2048).disk(0)).unwrap();
+    stand(&mut ledger, "large", 4096);
+    let mut replica = Replica::of(&ledger);
+    assert_eq!(replica.kept(), [("a", ram(3072))]);
+    ledger.ensure(&an_ensure("large").ram(1536).disk(0)).unwrap();
+    replica.catch_up(&ledger);
+    assert_eq!(replica.kept(), [("a", ram(2560))]);
 }
 
 #[test]
