@@ -26,7 +26,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// How long batches wait for upkeep at the most.
 const LONGEST_TURN: Duration = Duration::from_secs(5);
 /// How many times as long as a step took nothing is removed after it.
-const REST: u32 = 24;
+const REST: u32 = 40;
 
 /// Keeps the tables small.
 pub(super) struct Upkeep {
