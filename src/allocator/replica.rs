@@ -338,7 +338,7 @@ mod tests {
     use crate::domain::testing;
 
     fn released(sequences: impl IntoIterator<Item = i64>) -> Vec<Change> {
-        let released = |sequence| Change::Operation(testing::released(sequence, "shop", "web-1"));
+        let released = |sequence| Change::Operation(Box::new(testing::released(sequence, "shop", "web-1")));
         sequences.into_iter().map(released).collect()
     }
 

@@ -242,7 +242,7 @@ impl TryFrom<ChangeRow> for Change {
                 let kind = row.kind;
                 let row =
                     Row { first_sequence, event_time, kind, project_id, server_handle, request_id, payload };
-                row.try_into().map(Self::Operation)
+                row.try_into().map(|entry| Self::Operation(Box::new(entry)))
             }
             (Some(_), ..) => Err(broken(format!("something is granted by one that is {}", row.kind))),
             (None, ..) => Err(broken("neither `granted` nor `payload`".to_owned())),

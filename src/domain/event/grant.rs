@@ -72,7 +72,7 @@ pub enum Change {
     /// One that granted something, and did nothing else that a fleet has to know.
     Grant(Grant),
     /// Any other.
-    Operation(LogEntry),
+    Operation(Box<LogEntry>),
 }
 
 impl Change {

@@ -98,7 +98,7 @@ pub fn read_again(entry: &LogEntry) -> Change {
     let grant = Grant::of(entry);
     let grants = matches!(&entry.operation, Operation::Ensured(ensured) if ensured.served.is_none());
     assert_eq!(grant.is_some(), grants, "{entry:?}");
-    grant.map_or_else(|| Change::Operation(entry.clone()), Change::Grant)
+    grant.map_or_else(|| Change::Operation(Box::new(entry.clone())), Change::Grant)
 }
 
 /// A module's name.

@@ -48,7 +48,11 @@ fn replayed(log: &[Committed], by_grants: bool) -> Fleet {
                     Operation::LeftLine(left) => Operation::LeftLine(stored(left)),
                 };
                 let entry = LogEntry { operation, ..entry.as_ref().clone() };
-                fleet.follow(&if by_grants { read_again(&entry) } else { Change::Operation(entry) });
+                fleet.follow(&if by_grants {
+                    read_again(&entry)
+                } else {
+                    Change::Operation(Box::new(entry))
+                });
             }
             Committed::Usage(handle, observation) => fleet.observe(handle, observation.clone()),
         }
