@@ -65,9 +65,10 @@ fn fill(side: &Path, folders: &Folders, binaries: &Binaries, launcher: &Launcher
     let program = binaries.program("initdb");
     let mut initdb = launcher.command(&program);
     // Locale C compares text by bytes, so that no update of the system's locales can corrupt an index. Trust:
-    // see `socket`. A failed attempt is cleaned by us: by itself initdb would end with lines about that.
+    // see `socket`. A failed attempt is cleaned by us: by itself initdb would end with lines about that. Small segments: until there
+    // are old ones to use again, each new one is filled with zeros and flushed while all who commit wait.
     initdb.arg("--pgdata").arg(side).args(["--username", USER]);
-    initdb.args(["--encoding=UTF8", "--locale=C", "--auth=trust", "--no-clean"]);
+    initdb.args(["--encoding=UTF8", "--locale=C", "--auth=trust", "--no-clean", "--wal-segsize=4"]);
     check(&initdb.output().map_err(Error::running(&program))?).map_err(failed)?;
 
     let program = binaries.program("postgres");

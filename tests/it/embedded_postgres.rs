@@ -133,6 +133,7 @@ fn a_new_cluster_is_private_durable_and_ours() {
         ("SHOW synchronous_commit", "on"),
         ("SHOW max_connections", "200"),
         ("SHOW server_encoding", "UTF8"),
+        ("SHOW wal_segment_size", "4MB"),
         ("SELECT datcollate::text FROM pg_database WHERE datname = current_database()", "C"),
         ("SHOW jit", "off"),
     ] {
