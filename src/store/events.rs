@@ -63,6 +63,31 @@ impl Decode<'_, Postgres> for Payload {
     }
 }
 
+/// The operations that hold an event after a number, as rows of these columns. The operation that the number is in the middle of
+/// starts at or before it: the greatest start not after it. Asked for as `max`, it is looked for in all of the log by a plan that was
+/// made while that was empty.
+macro_rules! select_after {
+    ($row:ident, $columns:tt, $sequence:expr, $limit:expr) => {
+        sqlx::query_as!(
+            $row,
+            r#"
+        SELECT "#
+                + $columns
+                + r#"
+        FROM allocation_events
+        WHERE pool_id = $1 AND last_sequence > $2
+          AND first_sequence >= coalesce((SELECT first_sequence FROM allocation_events
+                                          WHERE pool_id = $1 AND first_sequence <= $2
+                                          ORDER BY first_sequence DESC LIMIT 1), 0)
+        ORDER BY first_sequence LIMIT $3
+        "#,
+            DEFAULT_POOL,
+            $sequence,
+            $limit
+        )
+    };
+}
+
 /// Reads the operations that hold an event after `sequence`, in commit order, up to `limit` of them.
 ///
 /// Event numbers are given under the pool's row, which the writer holds until it has committed. So no event with a lower number
@@ -75,21 +100,10 @@ pub async fn list_after(
     sequence: i64,
     limit: i64,
 ) -> Result<Vec<LogEntry>, StoreError> {
-    // The operation that `sequence` is in the middle of starts at or before it: the greatest start not after it. Asked for as
-    // `max`, it is looked for in all of the log by a plan that was made while that was empty.
-    let rows = sqlx::query_as!(
+    let rows = select_after!(
         Row,
-        r#"
-        SELECT first_sequence, event_time, kind::text AS "kind!", project_id, server_handle, request_id,
-               payload AS "payload: Payload"
-        FROM allocation_events
-        WHERE pool_id = $1 AND last_sequence > $2
-          AND first_sequence >= coalesce((SELECT first_sequence FROM allocation_events
-                                          WHERE pool_id = $1 AND first_sequence <= $2
-                                          ORDER BY first_sequence DESC LIMIT 1), 0)
-        ORDER BY first_sequence LIMIT $3
-        "#,
-        DEFAULT_POOL,
+        r#"first_sequence, event_time, kind::text AS "kind!", project_id, server_handle, request_id,
+               payload AS "payload: Payload""#,
         sequence,
         limit
     )
@@ -106,20 +120,11 @@ pub async fn list_changes_after(
     sequence: i64,
     limit: i64,
 ) -> Result<Vec<Change>, StoreError> {
-    let mut rows = sqlx::query_as!(
+    let mut rows = select_after!(
         ChangeRow,
-        r#"
-        SELECT first_sequence, last_sequence, event_time, kind::text AS "kind!", project_id, server_handle, granted,
+        r#"first_sequence, last_sequence, event_time, kind::text AS "kind!", project_id, server_handle, granted,
                CASE WHEN granted IS NULL THEN request_id END AS request_id,
-               CASE WHEN granted IS NULL THEN payload END AS "payload: Payload"
-        FROM allocation_events
-        WHERE pool_id = $1 AND last_sequence > $2
-          AND first_sequence >= coalesce((SELECT first_sequence FROM allocation_events
-                                          WHERE pool_id = $1 AND first_sequence <= $2
-                                          ORDER BY first_sequence DESC LIMIT 1), 0)
-        ORDER BY first_sequence LIMIT $3
-        "#,
-        DEFAULT_POOL,
+               CASE WHEN granted IS NULL THEN payload END AS "payload: Payload""#,
         sequence,
         limit
     )
