@@ -147,8 +147,8 @@ pub async fn list_project_after(
     up_to: i64,
     limit: i64,
 ) -> Result<Vec<LogEntry>, StoreError> {
-    // The sum leaves the index of the projects alone to be used: a plan that was made while the log was empty would look for them in all
-    // of it, by its primary key.
+    // The sum leaves the index of the projects alone to be used: a plan that is made before the log was ever analysed would look for
+    // them in all of it, by its primary key.
     let rows = sqlx::query_as!(
         Row,
         r#"
