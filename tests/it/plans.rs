@@ -27,6 +27,14 @@ async fn add_servers(conn: &mut PgConnection) {
     conn.execute(add).await.unwrap();
 }
 
+/// Has what the planner knows of the large tables stay as it is.
+async fn keep_statistics(conn: &mut PgConnection) {
+    for table in LARGE {
+        let no_autovacuum = format!("ALTER TABLE {table} SET (autovacuum_enabled = off)");
+        conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(no_autovacuum))).await.unwrap();
+    }
+}
+
 /// Fills the tables as the service would have, without its triggers, which would take minutes. Of what was there that part of the
 /// log is left which is newer; a replica that knew it reads the tables anew.
 async fn fill(conn: &mut PgConnection) {
@@ -69,6 +77,17 @@ fn statements() -> Vec<(String, usize)> {
     statements
 }
 
+/// The plan that a prepared statement has.
+async fn explain(conn: &mut PgConnection, options: &str, prepared: &str) -> Value {
+    let explain = format!("EXPLAIN ({options}) EXECUTE {prepared}");
+    let plan: Value = sqlx::query_scalar(sqlx::AssertSqlSafe(explain))
+        .persistent(false)
+        .fetch_one(&mut *conn)
+        .await
+        .unwrap();
+    plan[0]["Plan"].clone()
+}
+
 /// How a statement reads large tables from end to end; nothing where it does not.
 async fn scans(conn: &mut PgConnection, statement: &str, parameters: usize) -> Vec<String> {
     let arguments = vec!["NULL"; parameters].join(", ");
@@ -77,15 +96,10 @@ async fn scans(conn: &mut PgConnection, statement: &str, parameters: usize) -> V
         conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(sql))).await.unwrap();
     };
     run(conn, format!("PREPARE pinned AS {statement}")).await;
-    let explain = format!("EXPLAIN (FORMAT JSON) EXECUTE pinned{arguments}");
-    let plan: Value = sqlx::query_scalar(sqlx::AssertSqlSafe(explain))
-        .persistent(false)
-        .fetch_one(&mut *conn)
-        .await
-        .unwrap();
+    let plan = explain(conn, "FORMAT JSON", &format!("pinned{arguments}")).await;
     run(conn, "DEALLOCATE pinned".to_owned()).await;
     let mut found = Vec::new();
-    look(&plan[0]["Plan"], &mut found);
+    look(&plan, &mut found);
     found
 }
 
@@ -109,10 +123,7 @@ async fn no_statement_scans_a_large_table_with_statistics_old_or_new() {
     let mut conn = database.sql.acquire().await.unwrap();
     // As the service's connections are set, and with the plan that every call shares.
     conn.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan").await.unwrap();
-    for table in LARGE {
-        let no_autovacuum = format!("ALTER TABLE {table} SET (autovacuum_enabled = off)");
-        conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(no_autovacuum))).await.unwrap();
-    }
+    keep_statistics(&mut conn).await;
     add_servers(&mut conn).await;
     conn.execute("ANALYZE").await.unwrap();
     fill(&mut conn).await;
@@ -135,13 +146,8 @@ async fn no_statement_scans_a_large_table_with_statistics_old_or_new() {
 
 /// How many pages a statement reads that was prepared, run with these arguments by the plan that it has.
 async fn pages_read(conn: &mut PgConnection, name: &str, arguments: &str) -> i64 {
-    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name}({arguments})");
-    let plan: Value = sqlx::query_scalar(sqlx::AssertSqlSafe(explain))
-        .persistent(false)
-        .fetch_one(&mut *conn)
-        .await
-        .unwrap();
-    let pages = |blocks: &str| plan[0]["Plan"][blocks].as_i64().unwrap();
+    let plan = explain(conn, "ANALYZE, BUFFERS, FORMAT JSON", &format!("{name}({arguments})")).await;
+    let pages = |blocks: &str| plan[blocks].as_i64().unwrap();
     pages("Shared Hit Blocks") + pages("Shared Read Blocks")
 }
 
@@ -151,7 +157,7 @@ async fn the_end_of_the_log_alone_is_read_by_plans_that_were_made_while_it_was_e
     let database = TestDatabase::create().await;
     let mut conn = database.sql.acquire().await.unwrap();
     conn.execute("SET enable_seqscan = off; SET plan_cache_mode = force_generic_plan").await.unwrap();
-    conn.execute("ALTER TABLE allocation_events SET (autovacuum_enabled = off)").await.unwrap();
+    keep_statistics(&mut conn).await;
     let of_the_log = |(statement, parameters): &(String, usize)| {
         statement.contains("FROM allocation_events")
             && statement.contains("ORDER BY first_sequence LIMIT $")
@@ -252,10 +258,7 @@ async fn call_on_full_tables(full_at_start: bool) {
         // What fills it later is older than what is written before, so that nobody reads it for news.
         conn.execute("UPDATE pools SET last_sequence = 200000, compacted_sequence = 200000").await.unwrap();
         // So that what is planned on the empty tables stays so.
-        for table in LARGE {
-            let no_autovacuum = format!("ALTER TABLE {table} SET (autovacuum_enabled = off)");
-            conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(no_autovacuum))).await.unwrap();
-        }
+        keep_statistics(&mut conn).await;
     }
     let mut service = TestService::builder().start_on(database).await;
     if !full_at_start {
