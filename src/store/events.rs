@@ -111,6 +111,31 @@ pub async fn list_after(
     decode(rows).await
 }
 
+/// The same, each with what its column `granted` says: none where that is empty, and what is wrong where it says nothing.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn list_with_grants_after(
+    conn: &mut PgConnection,
+    sequence: i64,
+    limit: i64,
+) -> Result<Vec<(LogEntry, Option<Result<Grant, String>>)>, StoreError> {
+    let rows = select_after!(
+        ChangeRow,
+        r#"first_sequence, last_sequence, event_time, kind::text AS "kind!", project_id, server_handle, granted,
+               request_id AS "request_id?", payload AS "payload?: Payload""#,
+        sequence,
+        limit
+    )
+    .fetch_all(conn)
+    .await?;
+    let with_grant = |row: ChangeRow| {
+        let granted = row.grant();
+        Ok((row.into_entry()?, granted))
+    };
+    rows.into_iter().map(with_grant).collect()
+}
+
 /// The same, as another replica than the one that committed them folds them.
 ///
 /// # Errors
@@ -217,40 +242,55 @@ impl TryFrom<Row> for LogEntry {
     }
 }
 
+impl ChangeRow {
+    fn broken(&self, problem: String) -> StoreError {
+        StoreError::inconsistent("allocation_events", self.first_sequence.to_string(), problem)
+    }
+
+    /// What its `granted` says; none where that is empty.
+    fn grant(&self) -> Option<Result<Grant, String>> {
+        let granted = self.granted.as_deref()?;
+        Some(self.grant_of(granted))
+    }
+
+    fn grant_of(&self, granted: &[u8]) -> Result<Grant, String> {
+        if self.kind != "ensured" {
+            return Err(format!("something is granted by one that is {}", self.kind));
+        }
+        let project_id = ProjectId::parse(self.project_id.as_deref().unwrap_or_default());
+        let server_handle = ServerHandle::parse(self.server_handle.as_deref().unwrap_or_default());
+        let (is_placement, grown, ports) =
+            grants::decode(granted).map_err(|error| format!("granted: {error}"))?;
+        Ok(Grant {
+            first_sequence: self.first_sequence,
+            last_sequence: self.last_sequence,
+            event_time: self.event_time,
+            project_id: project_id.map_err(|error| format!("project_id: {error}"))?,
+            server_handle: server_handle.map_err(|error| format!("server_handle: {error}"))?,
+            is_placement,
+            grown,
+            ports,
+        })
+    }
+
+    fn into_entry(self) -> Result<LogEntry, StoreError> {
+        let (Some(request_id), Some(payload)) = (self.request_id, self.payload) else {
+            let row = self.first_sequence.to_string();
+            let problem = "neither `granted` nor `payload`";
+            return Err(StoreError::inconsistent("allocation_events", row, problem.to_owned()));
+        };
+        let Self { first_sequence, event_time, kind, project_id, server_handle, .. } = self;
+        Row { first_sequence, event_time, kind, project_id, server_handle, request_id, payload }.try_into()
+    }
+}
+
 impl TryFrom<ChangeRow> for Change {
     type Error = StoreError;
 
     fn try_from(row: ChangeRow) -> Result<Self, StoreError> {
-        let ChangeRow { first_sequence, event_time, project_id, server_handle, .. } = row;
-        let broken = |problem: String| {
-            StoreError::inconsistent("allocation_events", first_sequence.to_string(), problem)
-        };
-        match (row.granted, row.request_id, row.payload) {
-            (Some(granted), ..) if row.kind == "ensured" => {
-                let project_id = ProjectId::parse(project_id.as_deref().unwrap_or_default());
-                let server_handle = ServerHandle::parse(server_handle.as_deref().unwrap_or_default());
-                let (is_placement, grown, ports) =
-                    grants::decode(&granted).map_err(|error| broken(format!("granted: {error}")))?;
-                Ok(Self::Grant(Grant {
-                    first_sequence,
-                    last_sequence: row.last_sequence,
-                    event_time,
-                    project_id: project_id.map_err(|error| broken(format!("project_id: {error}")))?,
-                    server_handle: server_handle
-                        .map_err(|error| broken(format!("server_handle: {error}")))?,
-                    is_placement,
-                    grown,
-                    ports,
-                }))
-            }
-            (None, Some(request_id), Some(payload)) => {
-                let kind = row.kind;
-                let row =
-                    Row { first_sequence, event_time, kind, project_id, server_handle, request_id, payload };
-                row.try_into().map(|entry| Self::Operation(Box::new(entry)))
-            }
-            (Some(_), ..) => Err(broken(format!("something is granted by one that is {}", row.kind))),
-            (None, ..) => Err(broken("neither `granted` nor `payload`".to_owned())),
+        match row.grant() {
+            Some(grant) => grant.map(Self::Grant).map_err(|problem| row.broken(problem)),
+            None => row.into_entry().map(|entry| Self::Operation(Box::new(entry))),
         }
     }
 }

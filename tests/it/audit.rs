@@ -201,6 +201,18 @@ async fn l47_whatever_else_was_done_to_the_tables_is_told_by_name() {
             "event",
             "granted, by the payload",
         ),
+        (
+            "UPDATE allocation_events SET granted = '\\xff'
+             WHERE first_sequence = (SELECT min(first_sequence) FROM allocation_events WHERE kind = 'ensured')",
+            "event",
+            "granted, by the payload",
+        ),
+        (
+            "UPDATE allocation_events SET granted = '\\x0801'
+             WHERE first_sequence = (SELECT min(first_sequence) FROM allocation_events WHERE kind <> 'ensured')",
+            "event",
+            "granted, by the payload",
+        ),
     ] {
         let mut edit = service.database.sql.begin().await.unwrap();
         edit.execute("SET LOCAL session_replication_role = replica").await.unwrap();

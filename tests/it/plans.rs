@@ -188,7 +188,7 @@ async fn the_end_of_the_log_alone_is_read_by_plans_that_were_made_while_it_was_e
         }
         conn.execute("DISCARD PLANS").await.unwrap();
     }
-    assert_eq!(reads.len(), 4, "{reads:#?}");
+    assert_eq!(reads.len(), 5, "{reads:#?}");
 }
 
 /// How many rows were read so far of each large table, and of the servers, through its indexes or from end to end.
