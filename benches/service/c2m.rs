@@ -31,11 +31,23 @@ const BULK_CALLERS: usize = 4;
 /// What a run came to.
 struct Run {
     seconds: f64,
-    /// How many were placed up to the end of each second.
-    placed: Vec<u64>,
+    /// How many were placed up to when, in seconds, about once a second.
+    placed: Vec<(f64, u64)>,
     service_mib: u64,
     postgres_mib: u64,
     bytes_an_allocation: f64,
+}
+
+impl Run {
+    /// When so many had been placed, in seconds: between two looks, as if at an even rate.
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    fn time_of(&self, count: u64) -> f64 {
+        let look = self.placed.partition_point(|(_, placed)| *placed < count);
+        let (since, before) = look.checked_sub(1).map_or((0.0, 0), |earlier| self.placed[earlier]);
+        let Some((until, after)) = self.placed.get(look) else { return since };
+        let share = (count - before) as f64 / (after - before).max(1) as f64;
+        since + (until - since) * share
+    }
 }
 
 pub fn challenge(place: &Place, report: &mut Report) -> Result<()> {
@@ -61,9 +73,8 @@ pub fn challenge(place: &Place, report: &mut Report) -> Result<()> {
     {
         let run = run(place, projects, bulk)?;
         let tenth = |from: u64, to: u64| -> f64 {
-            let second_of = |count: u64| run.placed.partition_point(|placed| *placed < count);
-            let length = second_of(projects * to / 10).saturating_sub(second_of(projects * from / 10)).max(1);
-            rate(usize::try_from(projects / 10).unwrap_or(0), Duration::from_secs(length as u64))
+            let length = run.time_of(projects * to / 10) - run.time_of(projects * from / 10);
+            rate(usize::try_from(projects / 10).unwrap_or(0), Duration::from_secs_f64(length))
         };
         let (first, last) = (tenth(0, 1), tenth(9, 10));
         table.row([
@@ -84,7 +95,7 @@ pub fn challenge(place: &Place, report: &mut Report) -> Result<()> {
             .step_by(10)
             .zip(run.placed.iter().skip(10).step_by(10))
             .zip((1_u32..).map(|step| f64::from(10 * step)))
-            .map(|((before, after), second)| {
+            .map(|(((_, before), (_, after)), second)| {
                 (second, rate(usize::try_from(after - before).unwrap_or(0), Duration::from_secs(10)))
             })
             .collect();
@@ -137,7 +148,7 @@ fn run(place: &Place, projects: u64, bulk: bool) -> Result<Run> {
         if Instant::now() < wake {
             continue;
         }
-        over_time.push(placed.load(Ordering::Relaxed));
+        over_time.push((begin.elapsed().as_secs_f64(), placed.load(Ordering::Relaxed)));
         if over_time.len().is_multiple_of(10) {
             postgres_mib = postgres_mib.max(place.postgres_memory_mib());
             eprintln!(
@@ -148,7 +159,7 @@ fn run(place: &Place, projects: u64, bulk: bool) -> Result<Run> {
         }
     }
     let seconds = begin.elapsed().as_secs_f64();
-    over_time.push(placed.load(Ordering::Relaxed));
+    over_time.push((seconds, placed.load(Ordering::Relaxed)));
     place.runtime.block_on(async {
         for task in tasks {
             task.await??;
