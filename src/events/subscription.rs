@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     domain::{ProjectId, ServerHandle, event::LogEntry},
-    store::{events, pools, within},
+    store::{events, within},
 };
 
 /// How many operations of the history are read at once: enough to seldom ask, and not more, for one of a server with every label and
@@ -102,7 +102,7 @@ impl Hub {
         let feed = self.feed.subscribe(&filter);
         self.joined.notify_one();
         let mut conn = self.store.acquire().await?;
-        let pool = pools::find(&mut conn).await?;
+        let pool = self.look(&mut conn).await?;
         drop(conn);
         let position = match start {
             Start::Now => pool.last_sequence,
@@ -213,7 +213,7 @@ impl Watcher {
         loop {
             let read = async {
                 let mut conn = self.hub.store.acquire().await?;
-                pools::find(&mut conn).await
+                self.hub.look(&mut conn).await
             };
             match within(READ_LIMIT, read).await {
                 Ok(pool) if pool.epoch != self.epoch => return Err(WatchError::Restarted.into()),
@@ -274,7 +274,7 @@ impl Watcher {
             None => events::list_after(&mut conn, self.position, PAGE).await?,
         };
         // Looked at after the page was read: what was dropped before is missing from it.
-        let pool = pools::find(&mut conn).await?;
+        let pool = self.hub.look(&mut conn).await?;
         if pool.epoch != self.epoch {
             return Err(WatchError::Restarted);
         }

@@ -1,6 +1,12 @@
 //! The tailer: follows the log and hands each operation to every watcher of this replica.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use sqlx::PgConnection;
 use tokio::{
@@ -68,6 +74,8 @@ pub struct Hub {
     pub(super) options: WatchOptions,
     pub(super) feed: Arc<Feed>,
     pub(super) position: watch::Sender<Option<Position>>,
+    /// The highest number that a watcher of this replica has seen in the log, which may be past what was handed round.
+    seen: Arc<AtomicI64>,
     /// Tells the tailer that someone listens.
     pub(super) joined: Arc<Notify>,
     pub(super) shutdown: CancellationToken,
@@ -87,6 +95,7 @@ impl Hub {
             options,
             feed: Feed::new(),
             position: watch::Sender::new(None),
+            seen: Arc::default(),
             joined: Arc::default(),
             shutdown,
         };
@@ -146,17 +155,20 @@ impl Hub {
     }
 
     async fn follow_by(&self, conn: &mut PgConnection) -> Result<bool, StoreError> {
+        // In this order: whatever was seen before is there when it is looked for.
+        let seen = self.seen.load(Ordering::SeqCst);
         let pool = pools::find(conn).await?;
         let Some(mut at) = *self.position.borrow() else {
             // Whoever joined before this first look sees for itself what came since.
             self.lose_thread(&pool);
             return Ok(false);
         };
-        if at.epoch != pool.epoch || at.sequence > pool.last_sequence {
+        if at.epoch != pool.epoch || at.sequence.max(seen) > pool.last_sequence {
             tracing::warn!(
                 sequence = pool.last_sequence,
                 "the log was restarted: another history goes on from here"
             );
+            self.seen.store(pool.last_sequence, Ordering::SeqCst);
             self.lose_thread(&pool);
             return Ok(false);
         }
@@ -197,6 +209,14 @@ impl Hub {
         // In this order: a watcher that finds the tailer further on has been told before that there is something to see.
         self.feed.lose_thread();
         self.move_to(Position { epoch: pool.epoch, sequence: pool.last_sequence });
+    }
+
+    /// Looks for a watcher where the log stands, and takes up what it saw: where the log is set back behind that, the tailer must
+    /// notice, though it may not have come so far itself.
+    pub(super) async fn look(&self, conn: &mut PgConnection) -> Result<PoolState, StoreError> {
+        let pool = pools::find(conn).await?;
+        self.seen.fetch_max(pool.last_sequence, Ordering::SeqCst);
+        Ok(pool)
     }
 
     fn move_to(&self, position: Position) {
@@ -269,6 +289,7 @@ mod tests {
             options: WatchOptions::default(),
             feed: Feed::new(),
             position: watch::Sender::new(Some(start)),
+            seen: Arc::default(),
             joined: Arc::default(),
             shutdown: CancellationToken::new(),
         };

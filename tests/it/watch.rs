@@ -91,13 +91,17 @@ impl Watch {
 
     /// Why the stream ended.
     async fn end(&mut self) -> Status {
-        loop {
-            match self.try_message().await {
-                Ok(Some(_)) => {}
-                Ok(None) => panic!("the stream ended without a reason"),
-                Err(status) => return status,
+        // Bookmarks alone come for ever.
+        let end = async {
+            loop {
+                match self.try_message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => panic!("the stream ended without a reason"),
+                    Err(status) => return status,
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, end).await.expect("the stream went on")
     }
 }
 
@@ -916,4 +920,39 @@ async fn a_log_that_was_set_back_is_told_to_those_who_saw_more_of_it() {
     rewinding.commit().await.unwrap();
     assert_log_restarted(&all.end().await);
     assert_log_restarted(&one.end().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_set_back_to_where_the_replica_itself_had_come_is_told_to_those_who_saw_more() {
+    let mut service = TestService::start().await;
+    let client = &mut service.client;
+    client.register(server("web-1")).await;
+    // So many that the replica rests for 30 ms after it has handed something round to them.
+    let mut many = Vec::new();
+    for _ in 0..100 {
+        many.push(Watch::open(client, from_beginning()).await);
+    }
+    let last = last_sequence(&service.database.sql).await;
+    for watch in &mut many {
+        watch.up_to(last).await;
+    }
+    client.ensure("one", &[]).await.unwrap();
+    let last = last_sequence(&service.database.sql).await;
+    many[0].up_to(last).await;
+    let move_log = |by: i64| {
+        let sql = service.database.sql.clone();
+        async move {
+            let mut conn = sql.acquire().await.unwrap();
+            let mut moving = conn.begin().await.unwrap();
+            sqlx::query("SET LOCAL session_replication_role = replica").execute(&mut *moving).await.unwrap();
+            let update = sqlx::query("UPDATE pools SET last_sequence = last_sequence + $1").bind(by);
+            update.execute(&mut *moving).await.unwrap();
+            moving.commit().await.unwrap();
+        }
+    };
+    move_log(1).await;
+    let mut ahead = Watch::open(client, WatchAllocationsRequest::default()).await;
+    assert_eq!(sequence_of(&ahead.message().await), last + 1);
+    move_log(-1).await;
+    assert_log_restarted(&ahead.end().await);
 }
