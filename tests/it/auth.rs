@@ -17,7 +17,7 @@ use crate::support::{
     error_info,
     process::{PATIENCE, Process, binary, run},
     requests::seconds,
-    server,
+    server, watching,
 };
 
 /// A service that asks for credentials, and a connection to it.
@@ -107,27 +107,13 @@ async fn a_worker_of_some_projects_touches_no_other() {
     assert_eq!(projects, ["blog/a", "blog/b", "other", "shop-1", "shop-2"]);
 }
 
-/// The refusal that a stream ends with.
-async fn end(mut stream: Streaming<v1::WatchAllocationsResponse>) -> Status {
-    let end = async {
-        loop {
-            match stream.message().await {
-                Ok(Some(_)) => {}
-                Ok(None) => panic!("the stream ended without a reason"),
-                Err(status) => return status,
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, end).await.expect("the stream went on")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_when_its_token_is_taken_away_and_others_go_on() {
     let mut file = CredentialFile::new();
     let old = file.token("worker", "worker", "");
     let (channel, _database, running, _shutdown) = guarded(&file).await;
     let mut client = TokenClient::new(&channel, &old).allocator;
-    let stream = client.watch_allocations(watch("shop")).await.unwrap().into_inner();
+    let mut stream = client.watch_allocations(watch("shop")).await.unwrap().into_inner();
     // A page's stream, whose end is in its body.
     let mut page = reqwest::Client::new()
         .post(format!("http://{}/resourceallocator.v1.ResourceAllocator/WatchAllocations", running.address))
@@ -151,7 +137,7 @@ async fn a_stream_ends_when_its_token_is_taken_away_and_others_go_on() {
     file.clear();
     let newest = file.token("worker", "worker", "");
 
-    assert_denied::<()>(Err(end(stream).await), Code::Unauthenticated, "UNAUTHENTICATED");
+    assert_denied::<()>(Err(watching::end(&mut stream).await), Code::Unauthenticated, "UNAUTHENTICATED");
     let list = v1::ListAllocationsRequest::default();
     assert_denied(client.list_allocations(list.clone()).await, Code::Unauthenticated, "UNAUTHENTICATED");
     let mut body = Vec::new();
@@ -180,11 +166,11 @@ async fn a_token_is_over_when_its_time_is_and_so_is_its_stream() {
         }
     };
     tokio::time::timeout(PATIENCE, known).await.expect("the token never counted");
-    let stream = client.watch_allocations(watch("shop")).await.unwrap().into_inner();
+    let mut stream = client.watch_allocations(watch("shop")).await.unwrap().into_inner();
     let list = v1::ListAllocationsRequest::default();
     let mut past = TokenClient::new(&channel, &past).allocator;
     assert_denied(past.list_allocations(list.clone()).await, Code::Unauthenticated, "UNAUTHENTICATED");
-    let end = end(stream).await;
+    let end = watching::end(&mut stream).await;
     assert!(end.message().contains("`soon` has expired"), "{end:?}");
     assert_denied::<()>(Err(end), Code::Unauthenticated, "UNAUTHENTICATED");
     assert_denied(client.list_allocations(list).await, Code::Unauthenticated, "UNAUTHENTICATED");
@@ -196,9 +182,9 @@ async fn a_token_that_is_given_an_end_takes_its_open_streams_along() {
     let token = file.token("worker", "worker", "");
     let (channel, _database, _running, _shutdown) = guarded(&file).await;
     let mut client = TokenClient::new(&channel, &token).allocator;
-    let stream = client.watch_allocations(watch("shop")).await.unwrap().into_inner();
+    let mut stream = client.watch_allocations(watch("shop")).await.unwrap().into_inner();
     file.expire("worker", "2020-01-01T00:00:00Z");
-    let end = end(stream).await;
+    let end = watching::end(&mut stream).await;
     assert!(end.message().contains("`worker` has expired"), "{end:?}");
     assert_denied::<()>(Err(end), Code::Unauthenticated, "UNAUTHENTICATED");
 }

@@ -24,7 +24,7 @@ use uuid::Uuid;
 use crate::support::{
     Client, TestDatabase, TestService, error_info,
     requests::{away, labels, module, module_at, ram, ram_overcommit, request, resources, udp},
-    server, violations,
+    server, violations, watching,
 };
 
 /// Far above what anything here takes: a bound for a hang, not an expectation.
@@ -91,17 +91,7 @@ impl Watch {
 
     /// Why the stream ended.
     async fn end(&mut self) -> Status {
-        // Bookmarks alone come for ever.
-        let end = async {
-            loop {
-                match self.try_message().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => panic!("the stream ended without a reason"),
-                    Err(status) => return status,
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, end).await.expect("the stream went on")
+        watching::end(&mut self.0).await
     }
 }
 
@@ -895,6 +885,16 @@ async fn a_watcher_that_takes_nothing_is_told_so_and_goes_on_after_its_last_toke
     assert_eq!(sequences(&seen), (1..=last).collect::<Vec<_>>());
 }
 
+/// Edits the tables past every guard, in one transaction.
+async fn edit(sql: &PgPool, statements: &[&'static str]) {
+    let mut conn = sql.acquire().await.unwrap();
+    let mut editing = conn.begin().await.unwrap();
+    for statement in ["SET LOCAL session_replication_role = replica"].iter().chain(statements) {
+        sqlx::query(*statement).execute(&mut *editing).await.unwrap();
+    }
+    editing.commit().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_was_set_back_is_told_to_those_who_saw_more_of_it() {
     let mut service = TestService::start().await;
@@ -908,16 +908,9 @@ async fn a_log_that_was_set_back_is_told_to_those_who_saw_more_of_it() {
     all.up_to(last).await;
     one.up_to(last).await;
     // As a standby does that was promoted without the last of what was committed.
-    let mut conn = service.database.sql.acquire().await.unwrap();
-    let mut rewinding = conn.begin().await.unwrap();
-    for statement in [
-        "SET LOCAL session_replication_role = replica",
-        "DELETE FROM allocation_events WHERE kind = 'ensured'",
-        "UPDATE pools SET last_sequence = 1",
-    ] {
-        sqlx::query(statement).execute(&mut *rewinding).await.unwrap();
-    }
-    rewinding.commit().await.unwrap();
+    let rewind =
+        ["DELETE FROM allocation_events WHERE kind = 'ensured'", "UPDATE pools SET last_sequence = 1"];
+    edit(&service.database.sql, &rewind).await;
     assert_log_restarted(&all.end().await);
     assert_log_restarted(&one.end().await);
 }
@@ -939,20 +932,9 @@ async fn a_log_that_was_set_back_to_where_the_replica_itself_had_come_is_told_to
     client.ensure("one", &[]).await.unwrap();
     let last = last_sequence(&service.database.sql).await;
     many[0].up_to(last).await;
-    let move_log = |by: i64| {
-        let sql = service.database.sql.clone();
-        async move {
-            let mut conn = sql.acquire().await.unwrap();
-            let mut moving = conn.begin().await.unwrap();
-            sqlx::query("SET LOCAL session_replication_role = replica").execute(&mut *moving).await.unwrap();
-            let update = sqlx::query("UPDATE pools SET last_sequence = last_sequence + $1").bind(by);
-            update.execute(&mut *moving).await.unwrap();
-            moving.commit().await.unwrap();
-        }
-    };
-    move_log(1).await;
+    edit(&service.database.sql, &["UPDATE pools SET last_sequence = last_sequence + 1"]).await;
     let mut ahead = Watch::open(client, WatchAllocationsRequest::default()).await;
     assert_eq!(sequence_of(&ahead.message().await), last + 1);
-    move_log(-1).await;
+    edit(&service.database.sql, &["UPDATE pools SET last_sequence = last_sequence - 1"]).await;
     assert_log_restarted(&ahead.end().await);
 }

@@ -10,12 +10,29 @@ use resource_allocator::proto::v1::{
     self, resource_allocator_client::ResourceAllocatorClient, watch_allocations_response::Payload,
 };
 use tokio::time::{sleep, timeout};
-use tonic::{Status, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
 
 use super::process::PATIENCE;
 
 /// How long a replica may take to open a stream: one that is stopped never does.
 const OPEN_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long a stream that is to end may go on, with bookmarks or with anything else.
+const END_LIMIT: Duration = Duration::from_mins(1);
+
+/// The refusal that a stream ends with.
+pub async fn end(stream: &mut Streaming<v1::WatchAllocationsResponse>) -> Status {
+    let end = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the stream ended without a reason"),
+                Err(status) => return status,
+            }
+        }
+    };
+    timeout(END_LIMIT, end).await.expect("the stream went on")
+}
 
 /// What a watcher saw.
 #[derive(Default)]
