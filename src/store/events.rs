@@ -274,10 +274,8 @@ impl ChangeRow {
     }
 
     fn into_entry(self) -> Result<LogEntry, StoreError> {
-        let (Some(request_id), Some(payload)) = (self.request_id, self.payload) else {
-            let row = self.first_sequence.to_string();
-            let problem = "neither `granted` nor `payload`";
-            return Err(StoreError::inconsistent("allocation_events", row, problem.to_owned()));
+        let Self { request_id: Some(request_id), payload: Some(payload), .. } = self else {
+            return Err(self.broken("neither `granted` nor `payload`".to_owned()));
         };
         let Self { first_sequence, event_time, kind, project_id, server_handle, .. } = self;
         Row { first_sequence, event_time, kind, project_id, server_handle, request_id, payload }.try_into()
